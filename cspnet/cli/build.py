@@ -1,0 +1,197 @@
+"""From a recipe to the objects of a run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cspnet.data.index import SampleIndex, find_split, open_index
+from cspnet.data.loader import EvalLoader, EvalPictures, TrainLoader, TrainPictures, default_workers
+from cspnet.data.mixing import Normalizer
+from cspnet.data.sampler import BatchPlan
+from cspnet.data.transforms import EvalTransform, build_train_transform
+from cspnet.errors import DataError, DeviceError, RecipeError
+from cspnet.models import create_model
+from cspnet.optim.ema import Ema
+from cspnet.optim.sgd import build_optimizer
+from cspnet.recipe.schema import DataRecipe, Recipe
+from cspnet.runtime.distributed import World, on_main
+from cspnet.runtime.random import integer_at
+from cspnet.training.state import Sums, TrainState
+
+__all__ = [
+    "EvalGeometry",
+    "Splits",
+    "build_eval_loader",
+    "build_geometry",
+    "build_model",
+    "build_network",
+    "build_state",
+    "build_train_loader",
+    "open_splits",
+]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The pictures of a run."""
+
+    train: SampleIndex
+    val: SampleIndex | None
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class EvalGeometry:
+    """How a validation picture becomes the network's input; kept in every checkpoint."""
+
+    size_px: int
+    crop_ratio: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    exif: str
+
+    def __str__(self) -> str:
+        return f"{self.size_px} px, crop ratio {self.crop_ratio:g}, {self.interpolation}, EXIF orientation: {self.exif}"
+
+
+def build_geometry(cfg: DataRecipe) -> EvalGeometry:
+    """The validation geometry of a recipe."""
+    return EvalGeometry(cfg.val_px or cfg.train_px, cfg.crop_ratio, cfg.val_interpolation, cfg.mean, cfg.std, cfg.exif)
+
+
+def open_splits(recipe: Recipe, world: World) -> Splits:
+    """Both splits' indexes: looked up by the first process, handed to all.
+
+    Raises:
+        DataError: no data set, or one that cannot be used.
+        RecipeError: model.num_classes contradicts the data.
+    """
+    return on_main(world, lambda: _open_splits(recipe))
+
+
+def _open_splits(recipe: Recipe) -> Splits:
+    cfg = recipe.data
+    if cfg.root is None:
+        raise DataError("data.root: no data set given; name the folder that holds train/ and val/ with --data-path DIR")
+    train_path = find_split(cfg.root, "train", cfg.train, cfg.format)
+    val_path = None if cfg.val is None else find_split(cfg.root, "val", cfg.val, cfg.format)
+    asked = recipe.model.num_classes
+    train = open_index(train_path, root=cfg.root, cache_dir=cfg.cache_dir, num_classes=asked)
+    num_classes = len(train.classes) or asked or int(train.labels.max()) + 1
+    if asked is not None and train.classes and asked != len(train.classes):
+        raise RecipeError(
+            f"model.num_classes: {asked}, but {train_path} has {len(train.classes)} class folders; leave it out to take theirs"
+        )
+    val = None
+    if val_path is not None:
+        val = open_index(
+            val_path, root=cfg.root, cache_dir=cfg.cache_dir, classes=train.classes, num_classes=num_classes
+        )
+        if val.classes and not train.classes and len(val.classes) != num_classes:
+            raise DataError(
+                f"{val_path}: {len(val.classes)} class folders, but the training list has {num_classes} classes"
+            )
+    return Splits(train, val, num_classes)
+
+
+def _workers(cfg: DataRecipe, world: World) -> int:
+    return default_workers(world.local_size) if cfg.workers is None else cfg.workers
+
+
+def build_train_loader(recipe: Recipe, splits: Splits, world: World, device: torch.device) -> TrainLoader:
+    """The training batches of this process."""
+    plan = BatchPlan(len(splits.train), recipe.train.batch_size, recipe.train.accumulate, world.size, recipe.train.seed)
+    pictures = TrainPictures(splits.train, build_train_transform(recipe.data), recipe.train.seed, recipe.data.exif)
+    return TrainLoader(
+        pictures, plan, world.rank, _workers(recipe.data, world), recipe.data.prefetch, device.type == "cuda"
+    )
+
+
+def build_eval_loader(
+    index: SampleIndex,
+    geometry: EvalGeometry,
+    *,
+    batch_size: int,
+    workers: int | None,
+    prefetch: int,
+    world: World,
+    device: torch.device,
+    limit: int | None = None,
+) -> EvalLoader:
+    """This process's share of a validation split."""
+    transform = EvalTransform(geometry.size_px, geometry.crop_ratio, geometry.interpolation)
+    return EvalLoader(
+        EvalPictures(index, transform, geometry.exif),
+        batch_size,
+        world.rank,
+        world.size,
+        default_workers(world.local_size) if workers is None else workers,
+        prefetch,
+        device.type == "cuda",
+        limit,
+    )
+
+
+def build_normalizer(geometry: EvalGeometry, device: torch.device, channels_last: bool) -> Normalizer:
+    """uint8 pictures to the network's input."""
+    return Normalizer(geometry.mean, geometry.std, device, channels_last)
+
+
+def build_model(recipe: Recipe, num_classes: int, device: torch.device) -> nn.Module:
+    """The raw model, initialised from the recipe's seed, on its device."""
+    torch.manual_seed(integer_at(recipe.train.seed, "initial weights"))
+    model = create_model(recipe.model.name, num_classes, **recipe.model.options)
+    memory_format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def build_network(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """The model itself, or its data-parallel view: one gradient exchange a step, the first process's buffers for all."""
+    if world.size == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+    )
+
+
+def convert_sync_bn(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with BatchNorm statistics over all processes.
+
+    Raises:
+        DeviceError: not on a GPU, the only place where PyTorch has them.
+    """
+    if device.type != "cuda":
+        raise DeviceError(
+            f"train.sync_bn: PyTorch synchronises BatchNorm on GPUs only, and the device is {device.type}"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def build_state(
+    recipe: Recipe, model: nn.Module, world: World, device: torch.device, amp_dtype: torch.dtype
+) -> TrainState:
+    """A fresh state; every process's random generator starts at an address of its own."""
+    torch.manual_seed(integer_at(recipe.train.seed, "torch", world.rank))
+    return TrainState(
+        model=model,
+        optimizer=build_optimizer(model, recipe.optim),
+        ema=Ema(model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema.decay else None,
+        scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
+        window=Sums(device),
+        epoch_sums=Sums(device),
+    )
+
+
+def default_run_folder(recipe_file: Path | None, model_name: str, stamp: str) -> Path:
+    """runs/<recipe>-<time>, with a number behind it if that is taken."""
+    name = recipe_file.stem if recipe_file else model_name.replace("/", "_")
+    folder, number = Path("runs") / f"{name}-{stamp}", 2
+    while os.path.lexists(folder):
+        folder, number = Path("runs") / f"{name}-{stamp}-{number}", number + 1
+    return folder

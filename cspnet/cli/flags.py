@@ -1,0 +1,128 @@
+"""Command lines whose flags come from the recipe's schema and the table of aliases."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, get_args
+
+from cspnet.errors import EXIT_DONE, EXIT_USER, UserError
+from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
+from cspnet.recipe.load import FieldHelp, field_table, parse_value
+
+__all__ = ["FlagParser", "add_recipe_flags", "read_overrides", "run_door"]
+
+
+class FlagParser(argparse.ArgumentParser):
+    """argparse that reports a wrong command line in one line, with the flag that was probably meant."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse; an unknown flag is an error that names the nearest known one."""
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(flag, known, n=1) if flag.startswith("-") else []
+            advice = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            raise UserError(f"{flag}: unknown {'flag' if flag.startswith('-') else 'argument'}; {advice}")
+        return namespace
+
+
+class _SetKeys(argparse.Action):
+    """Stores {dotted key: value} in the namespace's `overrides`."""
+
+    def __init__(self, keys: Sequence[str] = (), constant: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.keys, self.constant = keys, constant
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        value = self.constant if values is None or values == [] else values
+        overrides = dict(getattr(namespace, "overrides", None) or {})
+        overrides.update(dict.fromkeys(self.keys, value))
+        namespace.overrides = overrides
+
+
+def _takes(field: FieldHelp, kind: type) -> bool:
+    """Whether a field's values may be of a type: `str` in `str | None`."""
+    return field.annotation is kind or kind in get_args(field.annotation)
+
+
+def _read_text(text: str) -> str | None:
+    """The value of a text field: as it is, and null or none for nothing."""
+    return None if text in ("null", "none") else text
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every field of the recipe, under its dotted name and its aliases, grouped by section."""
+    table = field_table()
+    flags: dict[tuple[str, ...], list[str]] = {}
+    for flag, keys in ALIASES.items():
+        flags.setdefault(keys, []).append(flag)
+    groups = {key.split(".")[0]: None for key in table}
+    sections = {name: parser.add_argument_group(name) for name in groups}
+    for key, field in table.items():
+        names = [*flags.pop((key,), []), f"--{key}"]
+        choices = "|".join(map(str, get_args(field.annotation))) if "Literal" in str(field.annotation) else "VALUE"
+        is_switch = _takes(field, bool)
+        sections[key.split(".")[0]].add_argument(
+            *sorted(names, key=len),
+            action=_SetKeys,
+            keys=(key,),
+            type=_read_text if _takes(field, str) or choices != "VALUE" else parse_value,
+            nargs="?" if is_switch else None,
+            constant=True if is_switch else None,
+            metavar=choices,
+            default=argparse.SUPPRESS,
+            help=f"{field.help} [{field.default}]".replace("%", "%%"),
+        )
+    for keys, names in flags.items():  # one flag for several fields
+        sections[keys[0].split(".")[0]].add_argument(
+            *names,
+            action=_SetKeys,
+            keys=keys,
+            type=_read_text if "interpolation" in keys[0] else parse_value,
+            metavar="VALUE",
+            default=argparse.SUPPRESS,
+            help=" and ".join(keys),
+        )
+    for flag, (key, value, text) in CONSTANT_FLAGS.items():
+        sections[key.split(".")[0]].add_argument(
+            flag, action=_SetKeys, keys=(key,), nargs=0, constant=value, default=argparse.SUPPRESS, help=text
+        )
+
+
+def read_overrides(namespace: argparse.Namespace) -> dict[str, Any]:
+    """{dotted key: value} of what the command line sets."""
+    return dict(getattr(namespace, "overrides", None) or {})
+
+
+def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] = os.environ) -> int:
+    """Run a door: a UserError becomes one line and exit code 2; a bug keeps its traceback and gives exit code 1.
+
+    An error that all processes of a run share is printed by the first one only.
+    """
+    try:
+        return work()
+    except UserError as error:
+        rank = environment.get("RANK", "0")
+        if rank == "0" or not error.shared:
+            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return EXIT_DONE
+    except Exception:
+        traceback.print_exc()
+        return 1

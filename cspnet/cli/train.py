@@ -1,0 +1,79 @@
+"""The command line of train.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cspnet.cli.flags import FlagParser, add_recipe_flags, read_overrides, run_door
+from cspnet.errors import EXIT_DONE, shared_errors
+from cspnet.recipe.load import format_recipe, load_recipe
+
+__all__ = ["create_parser", "main"]
+
+_DESCRIPTION = """Train a Cross Stage Partial Network, or another one, on folders of pictures.
+
+  python3 train.py --batch-size 64 --epochs 120 --data-path DIR
+  python3 train.py --recipe recipes/cspresnet50.yaml --data-path DIR --output-dir runs/mine
+  python3 train.py --recipe recipes/cspresnet50.yaml --data-path DIR --output-dir runs/mine --resume auto
+  torchrun --nproc_per_node=8 train.py --recipe recipes/cspresnet50.yaml --data-path DIR
+
+DIR holds train/<class>/<picture> and val/<class>/<picture>. Every setting of a recipe is a flag, by its dotted name
+(--optim.lr 0.1) and by the names that timm's and torchvision's scripts use (--lr 0.1)."""
+
+
+def create_parser() -> FlagParser:
+    """The flags of train.py."""
+    parser = FlagParser(prog="train.py", description=_DESCRIPTION)
+    parser.add_argument("data", nargs="?", help="the data set's folder, as --data-path")
+    door = parser.add_argument_group("run")
+    door.add_argument("--recipe", "--config", "-c", type=Path, metavar="FILE", help="recipe to train by [the defaults]")
+    door.add_argument(
+        "--output-dir", "--output", type=Path, metavar="DIR", help="the run's folder [runs/<recipe>-<time>]"
+    )
+    door.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|FILE",
+        help="go on from the newest good checkpoint of --output-dir (auto), or from a checkpoint file",
+    )
+    door.add_argument(
+        "--dry-run", action="store_true", help="build everything, take one step of each kind, write nothing"
+    )
+    door.add_argument("--print-config", action="store_true", help="print every value and where it came from, and exit")
+    door.add_argument(
+        "--test-only", "--eval-only", "-e", "--evaluate", action="store_true", help="validate only, and exit"
+    )
+    add_recipe_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run train.py; the exit code."""
+    return run_door("train.py", lambda: _train(sys.argv[1:] if argv is None else argv))
+
+
+def _train(argv: Sequence[str]) -> int:
+    with shared_errors():
+        args = create_parser().parse_all(argv)
+        overrides = read_overrides(args)
+        if args.data is not None:
+            overrides.setdefault("data.root", args.data)
+        resolved = load_recipe(args.recipe, overrides)  # a typo is told before PyTorch is loaded
+    if args.print_config:
+        print(format_recipe(resolved))
+        return EXIT_DONE
+    from cspnet.cli.train_job import TrainJob, run_train_job
+
+    return run_train_job(
+        TrainJob(
+            recipe_file=args.recipe,
+            overrides=overrides,
+            output_dir=args.output_dir,
+            resume=args.resume,
+            dry_run=args.dry_run,
+            test_only=args.test_only,
+        )
+    )

@@ -1,0 +1,394 @@
+"""train.py behind its command line: the run's folder, resuming, and the objects that `fit` works with."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import cspnet
+from cspnet.cli import build
+from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RunFolderError, shared_errors
+from cspnet.evaluation.evaluate import evaluate
+from cspnet.evaluation.metrics import EvalResult
+from cspnet.optim.schedule import build_schedule
+from cspnet.optim.sgd import peak_lr
+from cspnet.recipe.load import list_differences, load_recipe, recipe_to_values, recipe_to_yaml
+from cspnet.recipe.schema import Recipe
+from cspnet.reporting.console import Console
+from cspnet.reporting.run_report import BadImageLog, RunReport
+from cspnet.runtime.device import choose_amp_dtype, choose_device
+from cspnet.runtime.distributed import World, join_world, on_main, read_world
+from cspnet.runtime.files import write_atomically
+from cspnet.training.checkpoint import FORMAT, find_checkpoint, holds_checkpoints, read_checkpoint
+from cspnet.training.loop import Run, fit
+from cspnet.training.state import Progress, TrainState
+from cspnet.weights import load_weights
+from cspnet.weights.load import load_state_dict
+
+__all__ = ["TrainJob", "run_train_job"]
+
+# What may differ between a run and its continuation without making it another run: where and how it is computed.
+_FREE_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.prefetch", "train.device", "train.batch_size",
+              "train.accumulate", "eval.batch_size", "log.every_steps", "log.tensorboard", "checkpoint.every_steps",
+              "checkpoint.keep", "model.pretrained", "model.num_classes")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A parsed command line."""
+
+    recipe_file: Path | None
+    overrides: Mapping[str, Any]
+    output_dir: Path | None
+    resume: str | None
+    """None, auto, or a checkpoint file."""
+    dry_run: bool
+    test_only: bool
+
+    @property
+    def writes(self) -> bool:
+        """Whether the job has a run folder."""
+        return not (self.dry_run or self.test_only)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run starts: its folder, and the checkpoint it goes on from."""
+
+    folder: Path | None
+    checkpoint_file: Path | None
+
+
+def run_train_job(job: TrainJob) -> int:
+    """Train, validate only, or take one step; the exit code."""
+    with shared_errors():
+        world = read_world()
+        console = Console(world.rank)
+        # The device is needed to meet the others; the checkpoint, which may name another one, is read afterwards.
+        device = choose_device(load_recipe(job.recipe_file, job.overrides).recipe.train.device, world.local_rank)
+    with join_world(world, device):
+        start = on_main(world, lambda: _find_start(job, console))
+        checkpoint = read_checkpoint(start.checkpoint_file) if start.checkpoint_file else None
+        with shared_errors():
+            recipe = _resolve_recipe(job, checkpoint, start, console)
+        return _run(job, recipe, start, checkpoint, world, device, console)
+
+
+def _find_start(job: TrainJob, console: Console) -> _Start:
+    """The run's folder and checkpoint. Nothing is written yet.
+
+    Raises:
+        RunFolderError, CheckpointError: the folder holds another run, or there is nothing to resume from.
+    """
+    folder = job.output_dir
+    if job.resume == "auto":
+        if folder is None:
+            raise RunFolderError(
+                "--resume auto looks for checkpoints in the run's folder: name it with --output-dir DIR"
+            )
+        found = find_checkpoint(folder / "checkpoints", console.warn)
+        return _Start(folder if job.writes else None, found[0] if found else None)
+    if job.resume is not None:
+        file = Path(job.resume)
+        read_checkpoint(file)
+        own_folder = file.resolve().parent.parent if file.resolve().parent.name == "checkpoints" else None
+        if job.writes and folder is None and own_folder is None:
+            raise RunFolderError(
+                f"--resume {file}: not in a run's checkpoints folder; say where to go on with --output-dir DIR"
+            )
+        if job.writes and folder is not None and folder.resolve() != own_folder:
+            _refuse_used_folder(folder)
+        return _Start((folder or own_folder) if job.writes else None, file)
+    if job.writes and folder is not None:
+        _refuse_used_folder(folder)
+    return _Start(folder if job.writes else None, None)
+
+
+def _refuse_used_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder}: is a file; --output-dir needs a folder")
+    used = [name for name in ("recipe.yaml", "metrics.jsonl") if (folder / name).exists()]
+    if used or holds_checkpoints(folder / "checkpoints"):
+        raise RunFolderError(
+            f"{folder}: already holds a run; go on with it by --resume auto, or choose another --output-dir"
+        )
+
+
+def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: _Start, console: Console) -> Recipe:
+    """The recipe of the run. A resumed run without --recipe goes on by its own; every difference is said."""
+    if checkpoint is None:
+        return load_recipe(job.recipe_file, job.overrides).recipe
+    saved = checkpoint["recipe"]
+    below = [] if job.recipe_file else [(f"the recipe in {start.checkpoint_file}", saved)]
+    recipe = load_recipe(job.recipe_file, job.overrides, below).recipe
+    for key, old, new in list_differences(saved, recipe):
+        if key not in _FREE_KEYS:
+            console.warn(f"{key} was {old} when the run was saved and is {new} now: the run will not be the one it was")
+    return recipe
+
+
+def _run(
+    job: TrainJob,
+    recipe: Recipe,
+    start: _Start,
+    checkpoint: Mapping[str, Any] | None,
+    world: World,
+    device: torch.device,
+    console: Console,
+) -> int:
+    with shared_errors():
+        amp_dtype = choose_amp_dtype(recipe.train.precision, device)
+    splits = build.open_splits(recipe, world)
+    with shared_errors():
+        model = build.build_model(recipe, splits.num_classes, device)
+        if checkpoint is not None:
+            _check_checkpoint(checkpoint, recipe, splits, start)
+        elif recipe.model.pretrained:
+            console.say(str(load_weights(model, recipe.model.pretrained)))
+        if recipe.train.sync_bn:
+            model = build.convert_sync_bn(model, device)
+        state = build.build_state(recipe, model, world, device, amp_dtype)
+        if checkpoint is not None:
+            _restore(state, checkpoint, world, start, console)
+        loader = build.build_train_loader(recipe, splits, world, device)
+        if checkpoint is not None:
+            _check_plan(checkpoint, loader.plan.global_batch_size, start)
+    run_folder = start.folder
+    if job.writes:
+        run_folder = on_main(world, lambda: _prepare_folder(job, recipe, start))
+        start = replace(start, folder=run_folder)
+    geometry = build.build_geometry(recipe.data)
+    prepare = build.build_normalizer(geometry, device, recipe.train.channels_last)
+    eval_batch_size = recipe.eval.batch_size or recipe.train.batch_size
+    bad_images = BadImageLog(run_folder, console)
+    validate = None
+    if splits.val is not None:
+        eval_loader = build.build_eval_loader(
+            splits.val,
+            geometry,
+            batch_size=eval_batch_size,
+            workers=recipe.data.workers,
+            prefetch=recipe.data.prefetch,
+            world=world,
+            device=device,
+            limit=eval_batch_size * world.size if job.dry_run else None,
+        )
+        validate = functools.partial(
+            _validate, eval_loader=eval_loader, prepare=prepare, device=device, amp_dtype=amp_dtype, world=world,
+            bad_images=bad_images,
+        )  # fmt: skip
+    plan = loader.plan
+    total_steps = recipe.train.steps or recipe.train.epochs * plan.steps_per_epoch
+    if job.test_only:
+        return _test_only(validate, state, checkpoint, recipe, console)
+    if job.dry_run:
+        total_steps, recipe = 1, replace(recipe, log=replace(recipe.log, every_steps=1))
+    step = state.progress.step if checkpoint is not None else -1
+    report = RunReport(
+        console,
+        run_folder if world.is_main else None,
+        step=step,
+        epochs=state.progress.epoch,
+        recipe=recipe_to_yaml(recipe),
+        tensorboard=recipe.log.tensorboard,
+    )
+    run = Run(
+        state=state,
+        network=build.build_network(model, world, device),
+        recipe=recipe,
+        num_classes=splits.num_classes,
+        plan=plan,
+        loader=loader,
+        prepare=prepare,
+        lr_at=build_schedule(
+            recipe.schedule,
+            peak_lr=peak_lr(recipe.optim, plan.global_batch_size),
+            total_steps=total_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+        ),
+        total_steps=total_steps,
+        validate=validate,
+        world=world,
+        device=device,
+        amp_dtype=amp_dtype,
+        report=report,
+        bad_images=bad_images,
+        checkpoints=run_folder / "checkpoints" if run_folder else None,
+        checkpoint_header=_checkpoint_header(recipe, splits, geometry, plan.global_batch_size),
+    )
+    _say_start(run, splits, geometry, start, console)
+    try:
+        fit(run)
+    finally:
+        console.end_epoch()
+        report.close()
+    _say_end(run, run_folder, console)
+    return EXIT_DONE
+
+
+def _validate(
+    model: nn.Module,
+    *,
+    eval_loader: Any,
+    prepare: Any,
+    device: torch.device,
+    amp_dtype: torch.dtype,
+    world: World,
+    bad_images: BadImageLog,
+) -> EvalResult:
+    return evaluate(
+        model,
+        eval_loader,
+        num_samples=eval_loader.num_samples,
+        prepare=prepare,
+        device=device,
+        amp_dtype=amp_dtype,
+        world=world,
+        report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
+    )
+
+
+def _check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, start: _Start) -> None:
+    """Refuse a checkpoint of another model, another number of classes or another data set."""
+    where = start.checkpoint_file
+    for what, saved, now in (
+        ("model", checkpoint["arch"], recipe.model.name),
+        ("number of classes", checkpoint["num_classes"], splits.num_classes),
+    ):
+        if saved != now:
+            raise CheckpointError(
+                f"{where}: its {what} is {saved}, this run's is {now}; to start from its weights use --pretrained"
+            )
+    if checkpoint["data"]["fingerprint"] != splits.train.fingerprint:
+        raise DataError(
+            f"{where}: it was trained on another set of pictures ({checkpoint['data']['num_samples']} of them, now "
+            f"{len(splits.train)}), so it cannot go on from the same sample; to start from its weights use --pretrained"
+        )
+
+
+def _check_plan(checkpoint: Mapping[str, Any], global_batch_size: int, start: _Start) -> None:
+    saved = checkpoint["global_batch_size"]
+    if saved != global_batch_size:
+        raise CheckpointError(
+            f"{start.checkpoint_file}: its steps take {saved} pictures, this run's {global_batch_size}; keep processes x "
+            f"--batch-size x --accumulate at {saved}"
+        )
+
+
+def _restore(state: TrainState, checkpoint: Mapping[str, Any], world: World, start: _Start, console: Console) -> None:
+    """Fill a fresh state from a checkpoint."""
+    where = str(start.checkpoint_file)
+    load_state_dict(state.model, checkpoint["state_dict"], where=where)
+    if state.ema is not None:
+        average = checkpoint["state_dict_ema"]
+        if average is None:
+            console.warn(f"{where}: holds no moving average; it starts from the weights")
+        load_state_dict(state.ema.module, average or checkpoint["state_dict"], where=where)
+    try:
+        state.optimizer.load_state_dict(checkpoint["optimizer"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}: its optimizer has other parameter groups: keep optim.decay_norm_and_bias"
+        ) from error
+    if checkpoint["scaler"] and state.scaler.is_enabled():
+        state.scaler.load_state_dict(checkpoint["scaler"])
+    state.progress = Progress(**checkpoint["progress"])
+    ranks = checkpoint["ranks"]
+    if len(ranks) == world.size:
+        state.load_rank_dict(ranks[world.rank])
+    else:
+        console.warn(
+            f"saved by {len(ranks)} processes, resumed by {world.size}: dropout and BatchNorm will differ from then"
+        )
+
+
+def _prepare_folder(job: TrainJob, recipe: Recipe, start: _Start) -> Path:
+    """Make the run's folder and write its recipe."""
+    folder = start.folder
+    if folder is None:
+        folder = build.default_run_folder(job.recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "recipe.yaml", recipe_to_yaml(recipe).encode())
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error
+    return folder
+
+
+def _checkpoint_header(
+    recipe: Recipe, splits: build.Splits, geometry: build.EvalGeometry, global_batch_size: int
+) -> dict[str, Any]:
+    eval_cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(geometry).items()}
+    return {
+        "format": FORMAT,
+        "arch": recipe.model.name,
+        "num_classes": splits.num_classes,
+        "classes": list(splits.train.classes),
+        "recipe": recipe_to_values(recipe),
+        "eval_cfg": eval_cfg,
+        "global_batch_size": global_batch_size,
+        "data": {"num_samples": len(splits.train), "fingerprint": splits.train.fingerprint},
+        "versions": {
+            "cspnet": cspnet.__version__,
+            "torch": str(torch.__version__),
+            "python": sys.version.split()[0],
+        },
+    }
+
+
+def _test_only(validate: Any, state: TrainState, checkpoint: Any, recipe: Recipe, console: Console) -> int:
+    if validate is None:
+        raise DataError("--test-only: there is no validation split (data.val is null)")
+    if checkpoint is None and not recipe.model.pretrained:
+        raise CheckpointError(
+            "--test-only: no weights to test; give a checkpoint with --resume or weights with --pretrained"
+        )
+    console.say(str(validate(state.model)))
+    if state.ema is not None and checkpoint is not None:
+        console.say(f"moving average:{validate(state.ema.module)}")
+    return EXIT_DONE
+
+
+def _say_start(run: Run, splits: build.Splits, geometry: build.EvalGeometry, start: _Start, console: Console) -> None:
+    plan, cfg = run.plan, run.recipe
+    params = sum(p.numel() for p in run.state.model.parameters())
+    val = f"{len(splits.val):,} to validate" if splits.val is not None else "no validation"
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[run.amp_dtype]
+    console.say(
+        f"data    {len(splits.train):,} pictures to train, {val}, {splits.num_classes} classes: {cfg.data.root}"
+    )
+    console.say(f"model   {cfg.model.name}, {params:,} parameters")
+    console.say(
+        f"batch   {plan.global_batch_size} pictures a step ({plan.batch_size} x {plan.accumulate} micro-batches x "
+        f"{run.world.size} processes), lr {peak_lr(cfg.optim, plan.global_batch_size):g} {cfg.schedule.name}, "
+        f"{run.total_steps:,} steps of {plan.steps_per_epoch:,} an epoch"
+    )
+    console.say(f"device  {run.device}, {precision}, {run.loader.workers} workers; validation at {geometry}")
+    console.say(f"folder  {start.folder or 'none: nothing is written'}")
+    if start.checkpoint_file:
+        progress = run.state.progress
+        console.say(
+            f"resumed from {start.checkpoint_file}: step {progress.step:,} of {run.total_steps:,}, "
+            f"{progress.samples_done:,} pictures into epoch {progress.epoch + 1}"
+        )
+
+
+def _say_end(run: Run, folder: Path | None, console: Console) -> None:
+    progress = run.state.progress
+    if folder is None:
+        console.say("dry run done: everything was built, one training step and one validation batch went through")
+        return
+    if progress.best_acc1 is not None and progress.best_epoch is not None:
+        console.say(f"done: best Acc@1 {progress.best_acc1:.3f} in epoch {progress.best_epoch + 1}")
+        best = folder / "checkpoints" / "best.pt"
+        console.say(f"check it: python3 validate.py --checkpoint {best} --data-path {run.recipe.data.root}")
+    else:
+        console.say(f"done: {folder / 'checkpoints' / 'last.pt'}")

@@ -1,0 +1,91 @@
+"""The command line of validate.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cspnet.cli.flags import FlagParser, run_door
+from cspnet.errors import UserError, shared_errors
+from cspnet.recipe.load import parse_value
+
+__all__ = ["create_parser", "main"]
+
+_DESCRIPTION = """Validate a checkpoint: every picture of the split exactly once, on any number of processes.
+
+  python3 validate.py --checkpoint runs/mine/checkpoints/best.pt --data-path DIR
+  torchrun --nproc_per_node=8 validate.py --checkpoint FILE --data-path DIR
+  python3 validate.py --model cspresnet50 --checkpoint timm_weights.safetensors --data-path DIR
+
+A checkpoint of train.py says by itself which model it is and how large its pictures are."""
+
+
+def create_parser() -> FlagParser:
+    """The flags of validate.py."""
+    parser = FlagParser(prog="validate.py", description=_DESCRIPTION)
+    parser.add_argument("data", nargs="?", help="the data set's folder, as --data-path")
+    what = parser.add_argument_group("what")
+    what.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint or weight file")
+    what.add_argument("--model", "-a", "--arch", metavar="NAME", help="model of a weight file that does not name it")
+    what.add_argument(
+        "--ema",
+        "--use-ema",
+        action=argparse.BooleanOptionalAction,
+        help="the moving average or the raw weights [the average, if there is one]",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data-path", "--data-dir", "--data", dest="data_path", metavar="DIR", help="holds val/")
+    data.add_argument("--data-format", choices=("folder", "list"), help="val/ or val_list.txt [as in training]")
+    data.add_argument(
+        "--val-split", "--val-list", metavar="NAME", help="folder or list file of the split [as in training]"
+    )
+    data.add_argument(
+        "--img-size", "--val-crop-size", type=int, metavar="PX", help="side of a picture [the checkpoint's]"
+    )
+    data.add_argument("--crop-pct", "--crop-ratio", type=float, metavar="RATIO", help="centre share [the checkpoint's]")
+    data.add_argument("--interpolation", metavar="NAME", help="bilinear, bicubic, … [the checkpoint's]")
+    data.add_argument("--mean", type=parse_value, metavar="[R,G,B]", help="[the checkpoint's]")
+    data.add_argument("--std", type=parse_value, metavar="[R,G,B]", help="[the checkpoint's]")
+    data.add_argument("--exif", choices=("apply", "ignore"), help="EXIF orientation [as in training]")
+    data.add_argument("-j", "--workers", type=int, metavar="N", help="reading processes per process [from the cores]")
+    how = parser.add_argument_group("how")
+    how.add_argument("-b", "--batch-size", type=int, metavar="N", help="pictures per process [as in training]")
+    how.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:<n>, mps [%(default)s]")
+    how.add_argument("--precision", metavar="NAME", help="auto, bf16, fp16, fp32 [as in training]")
+    how.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON; - for standard output")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run validate.py; the exit code."""
+    return run_door("validate.py", lambda: _validate(sys.argv[1:] if argv is None else argv))
+
+
+def _validate(argv: Sequence[str]) -> int:
+    with shared_errors():
+        args = create_parser().parse_all(argv)
+        root = args.data_path or args.data
+        if root is None:
+            raise UserError("no data set given; name the folder that holds val/ with --data-path DIR")
+    from cspnet.cli.validate_job import ValidateJob, run_validate_job
+
+    overrides = {
+        "model.name": args.model,
+        "data.root": root,
+        "data.format": args.data_format,
+        "data.val": args.val_split,
+        "data.val_px": args.img_size,
+        "data.crop_ratio": args.crop_pct,
+        "data.val_interpolation": args.interpolation,
+        "data.mean": args.mean,
+        "data.std": args.std,
+        "data.exif": args.exif,
+        "data.workers": args.workers,
+        "eval.batch_size": args.batch_size,
+        "train.device": args.device,
+        "train.precision": args.precision,
+    }
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return run_validate_job(ValidateJob(args.checkpoint, given, args.ema, args.json))

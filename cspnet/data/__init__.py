@@ -1,0 +1,1 @@
+"""From files to batches: index, order, decoding, transforms, workers, mixing."""

@@ -1,0 +1,235 @@
+"""Which pictures there are: folders and list files, found once and kept in a cache.
+
+A million paths are held as one block of bytes with offsets, not as a million Python strings: reading them in forked
+workers then copies nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cspnet.data.decode import EXTENSIONS
+from cspnet.errors import DataError
+
+__all__ = ["SampleIndex", "find_split", "open_index"]
+
+_FORMAT = 1
+_RACY_NS = 2_000_000_000
+"""A folder changed this shortly before its scan may change again without a new time stamp: such scans are not kept."""
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """The samples of one split, in a fixed order.
+
+    `paths` (uint8) holds all paths, UTF-8, one after the other; `ends` (int64, one a sample) where each ends;
+    `labels` (int32, one a sample) the classes. `classes` are the names, empty for lists.
+    """
+
+    source: str
+    paths: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, i: int) -> str:
+        """The path of sample i."""
+        start = self.ends[i - 1] if i else 0
+        return os.fsdecode(self.paths[start : self.ends[i]].tobytes())
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of labels and path lengths in their order; the same wherever the data set lies."""
+        lengths = np.diff(self.ends, prepend=0)
+        digest = hashlib.sha256((lengths - lengths[0]).astype("<i8").tobytes())
+        digest.update(self.labels.astype("<i4").tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _pack(source: str, paths: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> SampleIndex:
+    encoded = [os.fsencode(path) for path in paths]
+    return SampleIndex(
+        source,
+        np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        np.cumsum([len(path) for path in encoded], dtype=np.int64),
+        np.asarray(labels, dtype=np.int32),
+        tuple(classes),
+    )
+
+
+def find_split(root: str, split: str, name: str, data_format: str) -> Path:
+    """The folder or list file of a split.
+
+    Args:
+        root: the data set's folder.
+        split: train or val.
+        name: auto, or a folder or file relative to root (or absolute).
+        data_format: folder or list; decides what auto means.
+    Raises:
+        DataError: it does not exist.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f"data.root: {root}: no such folder; give the folder that holds train/ and val/ with --data-path"
+        )
+    if name == "auto":
+        name = split if data_format == "folder" else f"{split}_list.txt"
+    path = folder / name
+    if not path.exists():
+        found = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
+        there = f"it holds {', '.join(found[:6])}{' …' * (len(found) > 6)}" if found else "it is empty"
+        flag = f"--{split}-split NAME or --{split}-list FILE"
+        none = "; --val-split null trains without validation" if split == "val" else ""
+        raise DataError(f"{folder}: no {name} there ({there}); choose another with {flag}{none}")
+    return path
+
+
+def open_index(
+    path: Path,
+    *,
+    root: str,
+    cache_dir: str,
+    classes: Sequence[str] = (),
+    num_classes: int | None = None,
+) -> SampleIndex:
+    """The index of a folder or a list file, from the cache if nothing has changed since it was made.
+
+    Args:
+        path: a folder of class folders, or a text file of `path label` lines.
+        root: the data set's folder, where a list's paths may start.
+        cache_dir: where indexes are kept; one that cannot be written is left alone.
+        classes: the class names to label by, from the training split; () takes the folder's own.
+        num_classes: labels of a list must be below it; None accepts any.
+    Raises:
+        DataError: empty, a class without pictures, an unknown class, a missing file, a label out of range.
+    """
+    path, cache = path.resolve(), _cache_file(path.resolve(), cache_dir)
+    index = _read_cache(cache)
+    if index is None:
+        started_ns = time.time_ns()
+        index, stamps = _scan_folder(path) if path.is_dir() else _read_list(path, Path(root).expanduser().resolve())
+        if all(changed_ns < started_ns - _RACY_NS for _, changed_ns in stamps):
+            _write_cache(cache, index, stamps)
+    if path.is_dir():
+        return _relabel(index, classes) if classes else index
+    worst = int(index.labels.max())
+    if num_classes is not None and worst >= num_classes:
+        line = int(np.argmax(index.labels >= num_classes))
+        raise DataError(
+            f"{path}: label {index.labels[line]} of {index.path(line)} is out of range: there are {num_classes} classes, "
+            f"0 to {num_classes - 1}"
+        )
+    return index
+
+
+def _scan_folder(path: Path) -> tuple[SampleIndex, list[tuple[str, int]]]:
+    """A folder of class folders, in torchvision.datasets.ImageFolder's order; and the time stamps of its folders."""
+    stamps = [(str(path), path.stat().st_mtime_ns)]
+    classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise DataError(f"{path}: no class folders; expected {path}/<class>/<picture>")
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        before = len(paths)
+        for folder, folders, files in sorted(os.walk(path / name, followlinks=True)):
+            stamps.append((folder, os.stat(folder).st_mtime_ns))
+            folders.sort()
+            paths += [os.path.join(folder, f) for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
+        if len(paths) == before:
+            raise DataError(f"{path / name}: no pictures in this class folder; fill it or remove it")
+        labels += [label] * (len(paths) - before)
+    return _pack(str(path), paths, labels, classes), stamps
+
+
+def _relabel(index: SampleIndex, classes: Sequence[str]) -> SampleIndex:
+    """The same samples, labelled by another split's classes; a split may lack classes but not have others."""
+    numbers = {name: i for i, name in enumerate(classes)}
+    unknown = [name for name in index.classes if name not in numbers]
+    if unknown:
+        raise DataError(
+            f"{index.source}: class folder {unknown[0]} is not among the model's {len(classes)} classes "
+            f"({', '.join(classes[:4])}{' …' * (len(classes) > 4)})"
+        )
+    table = np.asarray([numbers[name] for name in index.classes], dtype=np.int32)
+    return SampleIndex(index.source, index.paths, index.ends, table[index.labels], tuple(classes))
+
+
+def _read_list(path: Path, root: Path) -> tuple[SampleIndex, list[tuple[str, int]]]:
+    """A list of `path label` lines; a path starts at the list's folder or at the data set's root."""
+    stamps = [(str(path), path.stat().st_mtime_ns)]
+    try:
+        lines = path.read_bytes().decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read the list: it must be a text file in UTF-8") from error
+    starts = [path.parent] if path.parent == root else [path.parent, root]
+    paths: list[str] = []
+    labels: list[int] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, _, label = line.rstrip().rpartition(" ")
+        if "\t" in line:
+            name, _, label = line.rstrip().rpartition("\t")
+        if not name.strip() or not label.isascii() or not label.isdigit() or int(label) >= 2**31:
+            raise DataError(
+                f"{path} line {number}: expected `path label` with a label of 0 or more, got {line.strip()!r}"
+            )
+        found = next((p for start in starts if os.path.isfile(p := os.path.join(start, name.strip()))), None)
+        if found is None:
+            raise DataError(f"{path} line {number}: no file {name.strip()} in {' or '.join(map(str, starts))}")
+        paths.append(found)
+        labels.append(int(label))
+    if not paths:
+        raise DataError(f"{path}: the list is empty; expected `path label` lines")
+    return _pack(str(path), paths, labels, ()), stamps
+
+
+def _cache_file(path: Path, cache_dir: str) -> Path:
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:24]
+    return Path(cache_dir).expanduser() / f"index-{name}.npz"
+
+
+def _read_cache(file: Path) -> SampleIndex | None:
+    """A kept index, or None when there is none, it is damaged, or a folder has changed since."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            meta = json.loads(arrays["meta"].tobytes())
+            if meta["format"] != _FORMAT:
+                return None
+            if any(os.stat(name).st_mtime_ns != changed_ns for name, changed_ns in meta["stamps"]):
+                return None
+            return SampleIndex(
+                meta["source"], arrays["paths"], arrays["ends"], arrays["labels"], tuple(meta["classes"])
+            )
+    except (OSError, ValueError, KeyError, EOFError, TypeError):
+        return None
+    except Exception as error:  # zipfile raises errors of its own for a damaged archive
+        if type(error).__module__ in ("zipfile", "zlib"):
+            return None
+        raise
+
+
+def _write_cache(file: Path, index: SampleIndex, stamps: list[tuple[str, int]]) -> None:
+    meta = {"format": _FORMAT, "source": index.source, "classes": index.classes, "stamps": stamps}
+    meta_bytes = np.frombuffer(json.dumps(meta).encode("utf-8", "surrogateescape"), dtype=np.uint8)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
+            np.savez(temporary, meta=meta_bytes, paths=index.paths, ends=index.ends, labels=index.labels)
+        os.replace(temporary.name, file)
+    except OSError:
+        return  # a cache that cannot be written costs a scan at the next start, nothing else

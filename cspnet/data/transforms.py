@@ -1,0 +1,108 @@
+"""Which part of a picture is used: geometry in whole pixels, drawn from an addressed generator.
+
+What comes out is uint8; float work, normalisation and mixing happen on the device (`cspnet.data.mixing`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from cspnet.data.decode import crop_resize, pad, resize
+from cspnet.recipe.schema import DataRecipe
+
+__all__ = ["EvalTransform", "TrainTransform", "build_train_transform", "random_resized_box", "resized_size"]
+
+
+def random_resized_box(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """A random area of a width x height picture, as (left, top, right, bottom) in pixels.
+
+    Its share of the picture is uniform in `scale`, its width / height log-uniform in `aspect`. After ten draws that do
+    not fit, the largest centred area with the nearest allowed aspect is taken.
+    Source: the RandomResizedCrop of torchvision (Inception-style cropping, arXiv 1409.4842).
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    w, h = max(w, 1), max(h, 1)
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def resized_size(width: int, height: int, shorter_px: int) -> tuple[int, int]:
+    """(width, height) after the shorter side is resized to `shorter_px`; the longer one is rounded down."""
+    if width <= height:
+        return shorter_px, int(shorter_px * height / width)
+    return int(shorter_px * width / height), shorter_px
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random area or padded shift, and flip."""
+
+    size_px: int
+    crop: str
+    scale: tuple[float, float]
+    aspect: tuple[float, float]
+    pad_px: int
+    flip_prob: float
+    interpolation: str
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
+        flip = rng.random() < self.flip_prob
+        size = (self.size_px, self.size_px)
+        if self.crop == "random_resized":
+            box = random_resized_box(rng, image.width, image.height, self.scale, self.aspect)
+            image = crop_resize(image, box, size, self.interpolation)
+        else:
+            image = pad(resize(image, size, self.interpolation), self.pad_px)
+            left, top = (int(offset) for offset in rng.integers(2 * self.pad_px + 1, size=2))
+            image = image.crop((left, top, left + self.size_px, top + self.size_px))
+        pixels = np.asarray(image)
+        # The mirrored view costs nothing: the copy into the batch is made in any case.
+        return pixels[:, ::-1] if flip else pixels
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Shorter side to size_px / crop_ratio (rounded down), then the centre."""
+
+    size_px: int
+    crop_ratio: float
+    interpolation: str
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
+        shorter_px = max(self.size_px, math.floor(self.size_px / self.crop_ratio))
+        image = resize(image, resized_size(image.width, image.height, shorter_px), self.interpolation)
+        left, top = round((image.width - self.size_px) / 2), round((image.height - self.size_px) / 2)
+        return np.asarray(image.crop((left, top, left + self.size_px, top + self.size_px)))
+
+
+def build_train_transform(cfg: DataRecipe) -> TrainTransform:
+    """The training transform of a recipe."""
+    return TrainTransform(
+        cfg.train_px,
+        cfg.train_crop,
+        cfg.train_scale,
+        cfg.train_aspect,
+        cfg.pad_px,
+        cfg.flip_prob,
+        cfg.train_interpolation,
+    )

@@ -1,0 +1,70 @@
+"""Errors a person can mend, and the exit codes of every door.
+
+A `UserError` is shown as one line without a traceback; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+__all__ = [
+    "EXIT_BUG",
+    "EXIT_DONE",
+    "EXIT_USER",
+    "CheckpointError",
+    "DataError",
+    "DeviceError",
+    "ModelError",
+    "RecipeError",
+    "RunFolderError",
+    "UserError",
+    "shared_errors",
+]
+
+EXIT_DONE = 0
+EXIT_BUG = 1
+EXIT_USER = 2
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, where, what was expected, what to do.
+
+    `shared` is true when every process of the run raises the same error, so that only the first has to print it.
+    """
+
+    shared = False
+
+
+@contextlib.contextmanager
+def shared_errors() -> Iterator[None]:
+    """Marks the UserErrors of a block as shared: every process of the run executes it alike."""
+    try:
+        yield
+    except UserError as error:
+        error.shared = True
+        raise
+
+
+class RecipeError(UserError):
+    """An unknown key, a wrong type or an impossible value in a recipe or on the command line."""
+
+
+class DataError(UserError):
+    """A folder, a list or a picture that cannot be used."""
+
+
+class ModelError(UserError):
+    """An unknown model or an option it does not have."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or weight file that is damaged or belongs to another model."""
+
+
+class DeviceError(UserError):
+    """A device, precision or process group that is not available."""
+
+
+class RunFolderError(UserError):
+    """A run folder that cannot be used as asked."""

@@ -1,0 +1,1 @@
+"""Validation: integer counts, every picture once."""

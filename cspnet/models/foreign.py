@@ -1,0 +1,52 @@
+"""Models of timm and torchvision behind our names: baselines for free. The one door to both libraries' models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from cspnet.errors import ModelError
+
+__all__ = ["FOREIGN_PREFIXES", "create_foreign_model"]
+
+FOREIGN_PREFIXES = ("timm/", "torchvision/")
+
+
+def create_foreign_model(
+    name: str, num_classes: int, features_only: bool, out_indices: Sequence[int] | None, options: dict[str, Any]
+) -> nn.Module:
+    """`timm/<name>` or `torchvision/<name>`, freshly initialised; the rest as for `create_model`.
+
+    Raises:
+        ModelError: the library does not know the name or an option.
+    """
+    library, bare_name = name.split("/", 1)
+    try:
+        if library == "timm":
+            return _create_timm(bare_name, num_classes, features_only, out_indices, options)
+        return _create_torchvision(bare_name, num_classes, features_only, options)
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"model {name}: {library} cannot build it: {reason}") from error
+
+
+def _create_timm(
+    name: str, num_classes: int, features_only: bool, out_indices: Sequence[int] | None, options: dict[str, Any]
+) -> nn.Module:
+    import timm
+
+    if features_only:
+        if out_indices is not None:
+            options = {**options, "out_indices": tuple(out_indices)}
+        return timm.create_model(name, features_only=True, **options)
+    return timm.create_model(name, num_classes=num_classes, **options)
+
+
+def _create_torchvision(name: str, num_classes: int, features_only: bool, options: dict[str, Any]) -> nn.Module:
+    import torchvision
+
+    if features_only:
+        raise ModelError(f"model torchvision/{name}: features_only is not offered for torchvision; use timm/<name>")
+    return torchvision.models.get_model(name, num_classes=num_classes, **options)

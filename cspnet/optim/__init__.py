@@ -1,0 +1,1 @@
+"""The learning rate, the optimizer, the loss and the moving average."""

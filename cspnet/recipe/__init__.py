@@ -1,0 +1,1 @@
+"""Recipes: the schema, and how files and the command line become one."""

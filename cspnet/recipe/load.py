@@ -1,0 +1,295 @@
+"""From YAML files and the command line to one frozen Recipe that knows where each of its values came from.
+
+Precedence, last wins: the schema's defaults, the `base:` chain of the recipe file, the file itself, the command line.
+Keys are dotted (`optim.lr`). YAML is read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import ValidationError
+
+from cspnet.errors import RecipeError
+from cspnet.recipe.aliases import ALIASES
+from cspnet.recipe.schema import Recipe, check_recipe
+
+__all__ = [
+    "FieldHelp",
+    "ResolvedRecipe",
+    "field_table",
+    "format_recipe",
+    "list_differences",
+    "load_recipe",
+    "nearest_key",
+    "parse_value",
+    "recipe_from_values",
+    "recipe_to_values",
+    "recipe_to_yaml",
+]
+
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe and, for every dotted key, where its value came from."""
+
+    recipe: Recipe
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class FieldHelp:
+    """A field of the schema, for --help and --print-config."""
+
+    key: str
+    annotation: Any
+    default: Any
+    help: str
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers (1e-4 is a float) and words (on, off, yes and no are text), and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_NUMBERS_AND_WORDS = {
+    "tag:yaml.org,2002:bool": (r"true|false|True|False|TRUE|FALSE", "tTfF"),
+    "tag:yaml.org,2002:int": (r"[-+]?[0-9]+", "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)",
+        "-+0123456789.",
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, (_pattern, _first) in _NUMBERS_AND_WORDS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _sections() -> dict[str, Any]:
+    return {f.name: f.type for f in fields(Recipe)}
+
+
+def field_table() -> dict[str, FieldHelp]:
+    """Every dotted key of the schema, in order."""
+    table = {}
+    for name, section in get_type_hints(Recipe).items():
+        hints = get_type_hints(section, include_extras=True)
+        for f in fields(section):
+            pydantic_field = section.__pydantic_fields__[f.name]
+            table[f"{name}.{f.name}"] = FieldHelp(
+                f"{name}.{f.name}",
+                hints[f.name],
+                pydantic_field.get_default(call_default_factory=True),
+                pydantic_field.description or "",
+            )
+    return table
+
+
+def nearest_key(key: str) -> str:
+    """The known key a mistyped one most likely means, dotted; empty when none is near."""
+    names: dict[str, str] = {}
+    for known in field_table():
+        names[known] = known
+        names.setdefault(known.split(".")[-1], known)
+    for flag, targets in ALIASES.items():
+        names.setdefault(flag.lstrip("-").replace("-", "_"), targets[0])
+    for candidate in (key, key.split(".")[-1]):
+        match = difflib.get_close_matches(candidate, list(names), n=1, cutoff=0.6)
+        if match:
+            return names[match[0]]
+    return ""
+
+
+def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Nested sections to dotted keys; unknown sections and keys are errors."""
+    known, sections = field_table(), _sections()
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in known:  # a dotted key, written out
+            flat[name] = value
+        elif name not in sections:
+            _raise_unknown(where, name)
+        elif value is None:
+            continue  # a section with all its lines commented out
+        elif not isinstance(value, Mapping):
+            raise RecipeError(f"{where}: {name}: expected a section with keys below it, got {value!r}")
+        else:
+            for key, leaf in value.items():
+                if f"{name}.{key}" not in known:
+                    _raise_unknown(where, f"{name}.{key}")
+                flat[f"{name}.{key}"] = leaf
+    return flat
+
+
+def _raise_unknown(where: str, key: str) -> None:
+    near = nearest_key(key)
+    advice = f"did you mean {near}?" if near else f"the sections are {', '.join(_sections())}"
+    raise RecipeError(f"{where}: {key}: unknown key; {advice}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise RecipeError(f"{path}: cannot read the recipe: {reason}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise RecipeError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: expected `section:` lines with keys below them, got a {type(values).__name__}")
+    return values
+
+
+def _read_chain(path: Path, children: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """A file's layers, the bottom of its base chain first: [(file, {dotted key: value})]."""
+    if path.resolve() in (child.resolve() for child in children):
+        raise RecipeError(f"{children[-1]}: base: {path} leads back to itself")
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if base is not None:
+        if not isinstance(base, str):
+            raise RecipeError(f"{path}: base: expected the path of one recipe file, got {base!r}")
+        layers = _read_chain(path.parent / base, (*children, path))
+    return [*layers, (str(path), _flatten(values, str(path)))]
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value read as YAML would read it: 0.1, true, null, [1, 2], {a: 1}, or the text itself."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _explain(error: ValidationError) -> tuple[str, str]:
+    """The first problem of a pydantic error: (field, what was expected and what was there)."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    if problem["type"] in ("missing", "too_long"):  # a pair or a triple of the wrong length
+        return str(problem["loc"][0]), f"expected another number of values, got {error.errors()[0]['input']!r}"
+    expected = problem["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
+    return str(problem["loc"][0]), f"{expected}, got {problem['input']!r}"
+
+
+def recipe_from_values(values: Mapping[str, Any], where: str, sources: Mapping[str, str] | None = None) -> Recipe:
+    """A Recipe from {dotted key: value}; `sources` says, for the message, where each key came from.
+
+    Raises:
+        RecipeError: an unknown key, a wrong type or an impossible value.
+    """
+    sources = sources or {}
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in _flatten(values, where).items():
+        section, name = key.split(".")
+        nested.setdefault(section, {})[name] = value
+    sections = {}
+    for name, section in get_type_hints(Recipe).items():
+        try:
+            sections[name] = section(**nested.get(name, {}))
+        except ValidationError as error:
+            field, problem = _explain(error)
+            raise RecipeError(f"{sources.get(f'{name}.{field}', where)}: {name}.{field}: {problem}") from error
+    recipe = Recipe(**sections)
+    problem_of_several = check_recipe(recipe)
+    if problem_of_several:
+        key, problem = problem_of_several
+        raise RecipeError(f"{sources.get(key, where)}: {key}: {problem}")
+    return recipe
+
+
+def load_recipe(
+    path: Path | None,
+    overrides: Mapping[str, Any] = {},
+    base_layers: Iterable[tuple[str, Mapping[str, Any]]] = (),
+) -> ResolvedRecipe:
+    """The resolved recipe.
+
+    Args:
+        path: the recipe file, or None for the defaults.
+        overrides: {dotted key: value} from the command line.
+        base_layers: (where, {dotted key: value}) below the file, such as the recipe kept in a checkpoint.
+    Raises:
+        RecipeError: one line naming file, key, what was expected and the nearest known key.
+    """
+    layers = [(where, dict(values)) for where, values in base_layers]
+    if path is not None:
+        layers += _read_chain(path)
+    layers.append((COMMAND_LINE, dict(overrides)))
+    values: dict[str, Any] = {}
+    sources = dict.fromkeys(field_table(), DEFAULT)
+    for where, layer in layers:
+        values.update(layer)
+        sources.update(dict.fromkeys(layer, where))
+    return ResolvedRecipe(recipe_from_values(values, COMMAND_LINE, sources), sources)
+
+
+def recipe_to_values(recipe: Recipe) -> dict[str, Any]:
+    """{dotted key: value} of every field, of built-in types only (tuples become lists)."""
+    values = {}
+    for section, content in asdict(recipe).items():
+        for name, value in content.items():
+            values[f"{section}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def _inline(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9).split("\n")[0]
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as a file that, given back with --recipe, repeats the run."""
+    lines: list[str] = []
+    section = ""
+    for key, value in recipe_to_values(recipe).items():
+        if key.split(".")[0] != section:
+            section = key.split(".")[0]
+            lines.append(f"{section}:")
+        lines.append(f"  {key.split('.')[1]}: {_inline(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def format_recipe(resolved: ResolvedRecipe) -> str:
+    """A line a value: key, value, where it came from."""
+    texts = {key: _inline(value) for key, value in recipe_to_values(resolved.recipe).items()}
+    key_width, value_width = max(map(len, texts)), min(40, max(map(len, texts.values())))
+    return "\n".join(f"{k:<{key_width}}  {v:<{value_width}}  {resolved.sources[k]}" for k, v in texts.items())
+
+
+def list_differences(old: Mapping[str, Any], new: Recipe) -> list[tuple[str, Any, Any]]:
+    """[(key, value in old, value in new)] for the keys on which two recipes differ."""
+    new_values = recipe_to_values(new)
+    return [(key, old.get(key), value) for key, value in new_values.items() if old.get(key) != value]
+
+
+def with_model_classes(recipe: Recipe, num_classes: int) -> Recipe:
+    """The recipe with the number of classes that the data turned out to have."""
+    return replace(recipe, model=replace(recipe.model, num_classes=num_classes))

@@ -1,0 +1,277 @@
+"""The recipe: every setting of a run, typed, bounded and frozen. The text under a field is its help.
+
+The defaults are the default recipe: cspdarknet53 as the CspDarknet53 model page trains it (SGD 0.9, lr 0.1 divided by
+ten every 30 epochs, 224 px). Source: DeepSpark's cspdarknet53 (train.py defaults and README command).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+__all__ = [
+    "CheckpointRecipe",
+    "DataRecipe",
+    "EmaRecipe",
+    "EvalRecipe",
+    "LogRecipe",
+    "LossRecipe",
+    "MixRecipe",
+    "ModelRecipe",
+    "OptimRecipe",
+    "Recipe",
+    "ScheduleRecipe",
+    "TrainRecipe",
+    "check_recipe",
+]
+
+# strict: "64" is not a number, 1 is not a yes. The text under a field becomes its description.
+_CONFIG = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # YAML has lists, frozen values have tuples
+
+
+def _finite(value: float) -> float:
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError("expected a finite number")
+    return value
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("expected [smallest, largest]")
+    return pair
+
+
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0), AfterValidator(_finite)]
+Positive = Annotated[float, Field(gt=0), AfterValidator(_finite)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Rgb = Annotated[tuple[NonNegative, NonNegative, NonNegative], BeforeValidator(_as_tuple)]
+PositiveRgb = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_as_tuple)]
+Range = Annotated[tuple[Positive, Positive], BeforeValidator(_as_tuple), AfterValidator(_ordered)]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class ModelRecipe:
+    """The network."""
+
+    name: str = "cspdarknet53"
+    """A name of cspnet.list_models(), or timm/<name> or torchvision/<name>."""
+    num_classes: PositiveCount | None = None
+    """Outputs of the classifier; null takes the number of classes of the data."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the network, such as {activation: mish, drop_rate: 0.2}."""
+    pretrained: str | None = None
+    """A weight file to start from; the classifier is replaced if its number of classes differs."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class DataRecipe:
+    """The pictures and how they are read."""
+
+    root: str | None = None
+    """Folder of the data set."""
+    format: Literal["folder", "list"] = "folder"
+    """folder: train/ and val/ hold one folder a class. list: train_list.txt and val_list.txt hold `path label` lines."""
+    train: str = "auto"
+    """Folder or list file of the training pictures, relative to root; auto goes by format."""
+    val: str | None = "auto"
+    """Folder or list file of the validation pictures, relative to root; auto goes by format, null means none."""
+    cache_dir: str = "~/.cache/cspnet"
+    """Where the index of a scanned data set is kept."""
+    train_px: Annotated[int, Field(ge=8)] = 224
+    """Side of a training picture."""
+    val_px: Annotated[int, Field(ge=8)] | None = None
+    """Side of a validation picture; null is train_px."""
+    train_crop: Literal["random_resized", "random_pad"] = "random_resized"
+    """random_resized: a random area, resized. random_pad: resized, padded by pad_px, shifted at random."""
+    train_scale: Range = (0.08, 1.0)
+    """random_resized: share of the picture's area, smallest and largest."""
+    train_aspect: Range = (3 / 4, 4 / 3)
+    """random_resized: width / height of the area, smallest and largest."""
+    pad_px: Count = 4
+    """random_pad: black border on each side."""
+    flip_prob: Share = 0.5
+    """Probability of a horizontal flip."""
+    train_interpolation: Interpolation = "bilinear"
+    """How training pictures are resized (antialiased)."""
+    val_interpolation: Interpolation = "bilinear"
+    """How validation pictures are resized (antialiased)."""
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """Validation: the shorter side is resized to val_px / crop_ratio, then val_px are cut from the centre."""
+    mean: Rgb = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue, on a scale of 0 to 1."""
+    std: PositiveRgb = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue, on a scale of 0 to 1."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Whether a picture is turned as its EXIF orientation says (as viewers do) or read as stored (as timm does)."""
+    bad_images: Literal["replace", "raise"] = "replace"
+    """A picture that cannot be read: replace it by the next readable one and count it, or stop the run."""
+    workers: Count | None = None
+    """Reading processes per training process; null takes min(8, cores per training process)."""
+    prefetch: PositiveCount = 4
+    """Batches each worker keeps ready."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class MixRecipe:
+    """Pictures mixed with each other."""
+
+    cutmix_alpha: NonNegative = 0.0
+    """CutMix: the pasted share of the area comes from Beta(alpha, alpha); 0 turns it off."""
+    cutmix_prob: Share = 1.0
+    """CutMix: share of the batches it is applied to."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class LossRecipe:
+    """Cross entropy."""
+
+    smoothing: ShareBelowOne = 0.0
+    """Label smoothing: this much of the target is spread evenly over all classes."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class OptimRecipe:
+    """Stochastic gradient descent, as torch.optim.SGD."""
+
+    lr: Positive = 0.1
+    """Peak learning rate."""
+    lr_base_size: PositiveCount | None = None
+    """If set, lr is meant for this many pictures a step and is scaled in proportion to the global batch."""
+    momentum: ShareBelowOne = 0.9
+    """Momentum."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: NonNegative = 1e-4
+    """Weight decay, added to the gradient."""
+    decay_norm_and_bias: bool = True
+    """Whether norm scales and biases decay too (torch, mmpretrain, DeepSpark: yes; Darknet: no)."""
+    clip_norm: Positive | None = None
+    """Largest norm of the gradient; null does not clip."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class ScheduleRecipe:
+    """The learning rate as a function of the step."""
+
+    name: Literal["step", "cosine", "poly", "constant"] = "step"
+    """step: times gamma every step_epochs. cosine. poly: (1 - t) ** power."""
+    step_epochs: Positive = 30.0
+    """step: epochs between two drops."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """step: factor of a drop."""
+    power: Positive = 4.0
+    """poly: exponent."""
+    min_lr: NonNegative = 0.0
+    """Lowest learning rate of the decay."""
+    warmup_epochs: NonNegative = 0.0
+    """Length of the warm-up in epochs."""
+    warmup_steps: Count = 0
+    """Length of the warm-up in steps; give one of the two."""
+    warmup_lr: NonNegative = 0.0
+    """Learning rate the warm-up starts from."""
+    warmup_power: Positive = 1.0
+    """Shape of the warm-up: 1 is a line, 4 is Darknet's burn-in."""
+    decay_from: Literal["start", "warmup_end"] = "start"
+    """Where the decay's clock starts: at step 0 (timm, Darknet) or where the warm-up ends (torchvision)."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class EmaRecipe:
+    """A moving average of the weights, validated and saved beside them."""
+
+    decay: ShareBelowOne = 0.0
+    """Share of the average that is kept at each step; 0 turns it off."""
+    warmup: bool = False
+    """Use min(decay, (1 + step) / (10 + step)), for short runs."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class TrainRecipe:
+    """The run."""
+
+    batch_size: PositiveCount = 64
+    """Pictures per process in one forward pass."""
+    accumulate: PositiveCount = 1
+    """Forward passes per step; the global batch is batch_size * accumulate * processes."""
+    epochs: PositiveCount = 120
+    """Length of the run in passes over the training pictures."""
+    steps: PositiveCount | None = None
+    """Length of the run in steps, instead of epochs."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<n> or mps."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the hardware computes it natively, else fp16 on a GPU, else fp32."""
+    channels_last: bool = True
+    """Keep pictures and weights in NHWC memory order."""
+    sync_bn: bool = False
+    """BatchNorm statistics over all processes (GPU only)."""
+    seed: Count = 42
+    """Seed of everything that is drawn."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class EvalRecipe:
+    """Validation during the run."""
+
+    batch_size: PositiveCount | None = None
+    """Pictures per process; null is train.batch_size."""
+    every_epochs: PositiveCount = 1
+    """Epochs between two validations; the last epoch is always validated."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class LogRecipe:
+    """What is written, and how often."""
+
+    every_steps: PositiveCount = 50
+    """Steps between two records."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class CheckpointRecipe:
+    """What is saved, and how often. The end of an epoch is always saved."""
+
+    every_steps: Count = 1000
+    """Steps between two checkpoints inside an epoch; 0 saves at the ends of epochs only."""
+    keep: PositiveCount = 3
+    """How many of the newest checkpoints stay, besides last.pt and best.pt."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Recipe:
+    """Every setting of a run."""
+
+    model: ModelRecipe = Field(default_factory=ModelRecipe)
+    data: DataRecipe = Field(default_factory=DataRecipe)
+    mix: MixRecipe = Field(default_factory=MixRecipe)
+    loss: LossRecipe = Field(default_factory=LossRecipe)
+    optim: OptimRecipe = Field(default_factory=OptimRecipe)
+    schedule: ScheduleRecipe = Field(default_factory=ScheduleRecipe)
+    ema: EmaRecipe = Field(default_factory=EmaRecipe)
+    train: TrainRecipe = Field(default_factory=TrainRecipe)
+    eval: EvalRecipe = Field(default_factory=EvalRecipe)
+    log: LogRecipe = Field(default_factory=LogRecipe)
+    checkpoint: CheckpointRecipe = Field(default_factory=CheckpointRecipe)
+
+
+def check_recipe(recipe: Recipe) -> tuple[str, str] | None:
+    """What cannot be said by one field alone: (key, problem), or None when all is well."""
+    if recipe.schedule.warmup_epochs and recipe.schedule.warmup_steps:
+        return "schedule.warmup_steps", "the warm-up has a length in epochs as well; set one of the two to 0"
+    if recipe.schedule.min_lr > recipe.optim.lr:
+        return "schedule.min_lr", f"{recipe.schedule.min_lr} is above optim.lr, {recipe.optim.lr}"
+    if recipe.optim.nesterov and not recipe.optim.momentum:
+        return "optim.nesterov", "needs optim.momentum above 0"
+    return None

@@ -1,0 +1,73 @@
+"""Lines for people: a progress bar on a terminal, plain lines elsewhere; only the first process speaks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+__all__ = ["Console", "format_duration"]
+
+
+def format_duration(seconds: float) -> str:
+    """12.3 -> 0:12, 3723 -> 1:02:03, 90061 -> 1d 1:01:01."""
+    whole = int(seconds)
+    days, rest = divmod(whole, 86400)
+    hours, minutes, secs = rest // 3600, rest // 60 % 60, rest % 60
+    clock = f"{hours}:{minutes:02d}:{secs:02d}" if hours or days else f"{minutes}:{secs:02d}"
+    return f"{days}d {clock}" if days else clock
+
+
+class Console:
+    """The terminal or log of a run. All processes but the first (rank 0) keep quiet, except in `warn_own`."""
+
+    def __init__(self, rank: int) -> None:
+        self.active = rank == 0
+        self.prefix = f"[rank {rank}] " if rank else ""
+        self.bar: tqdm[Any] | None = None
+
+    def say(self, text: str) -> None:
+        """A line, above the progress bar if there is one."""
+        if self.active and self.bar is not None:
+            self.bar.write(text, file=sys.stdout)
+        elif self.active:
+            print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """A line on stderr about something that all processes see."""
+        if self.active:
+            self.warn_own(text)
+
+    def warn_own(self, text: str) -> None:
+        """A line on stderr about something that this process alone sees."""
+        tqdm.write(f"{self.prefix}warning: {text}", file=sys.stderr)
+
+    def start_epoch(self, epoch: int, epochs: int, steps_done: int, steps: int) -> None:
+        """Open the bar of an epoch, on a terminal."""
+        if self.active and sys.stderr.isatty():
+            self.bar = tqdm(total=steps, initial=steps_done, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False)
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def show_record(self, record: dict[str, Any], *, epochs: int, step_in_epoch: int, steps: int, eta_s: float) -> None:
+        """The numbers of a print interval: beside the bar, or as one line."""
+        numbers = (
+            f"loss {record['train/loss']:.4f}  acc1 {record['train/acc1']:.2f}  lr {record['train/lr']:.4g}  "
+            f"{record['train/images_per_s']:.0f} img/s  data {record['train/data_wait_ratio']:.0%}"
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(numbers)
+        elif self.active:
+            place = f"epoch {record['epoch'] + 1}/{epochs} [{step_in_epoch:>{len(str(steps))}}/{steps}]"
+            print(f"{time.strftime('%H:%M:%S')} {place}  {numbers}  eta {format_duration(eta_s)}", flush=True)
+
+    def end_epoch(self) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

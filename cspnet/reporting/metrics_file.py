@@ -1,0 +1,79 @@
+"""metrics.jsonl, one JSON object a record, and summary.csv, one row an epoch in timm's columns.
+
+When a run is resumed, what was written after the checkpoint is taken back first: no step appears twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from cspnet.runtime.files import write_atomically
+
+__all__ = ["MetricsFile", "SummaryFile"]
+
+COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
+
+
+def _keep_lines(path: Path, lines: list[str]) -> None:
+    write_atomically(path, "".join(lines).encode())
+
+
+class MetricsFile:
+    """metrics.jsonl.
+
+    Args:
+        path: the file; created if missing.
+        step: keep the records up to this step; -1 keeps none.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        _keep_lines(path, [line for line in lines if _step_of(line) <= step])
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record and hand it to the system at once."""
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a record; infinity for a line that was cut short."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class SummaryFile:
+    """summary.csv.
+
+    Args:
+        path: the file; created with its header if missing.
+        epochs: keep the rows of epochs below this one.
+    """
+
+    def __init__(self, path: Path, epochs: int) -> None:
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.exists() else []
+        kept = [
+            row
+            for row in rows
+            if row.endswith("\n") and row.split(",")[0].isdigit() and int(row.split(",")[0]) < epochs
+        ]
+        _keep_lines(path, [",".join(COLUMNS) + "\n", *kept])
+        self.path = path
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append the row of an epoch."""
+        text = io.StringIO()
+        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text.getvalue())

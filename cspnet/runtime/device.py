@@ -1,0 +1,68 @@
+"""Which device and which number format a run uses."""
+
+from __future__ import annotations
+
+import torch
+
+from cspnet.errors import DeviceError
+
+__all__ = ["choose_amp_dtype", "choose_device", "supports_bf16"]
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of this process.
+
+    Args:
+        name: auto (GPU, then Apple's MPS, then CPU), cpu, cuda (this process's own GPU), cuda:<n>, or mps.
+        local_rank: number of this process on its machine.
+    Raises:
+        DeviceError: the name is unknown or the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"train.device: {name}: unknown device; use auto, cpu, cuda, cuda:<n> or mps") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                "train.device: cuda was asked for, but PyTorch sees no GPU here; use --device cpu or auto"
+            )
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise DeviceError(f"train.device: GPU {index} was asked for, but there are {torch.cuda.device_count()}")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("train.device: mps was asked for, but it is not available here; use --device cpu or auto")
+    elif device.type not in ("cpu", "mps"):
+        raise DeviceError(f"train.device: {name}: unknown device; use auto, cpu, cuda, cuda:<n> or mps")
+    return device
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices natively, so that bf16 is the fast choice."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return False
+
+
+def choose_amp_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast; float32 means no autocast.
+
+    Args:
+        precision: auto, bf16, fp16 or fp32.
+        device: where the model runs.
+    Raises:
+        DeviceError: fp16 without a GPU (its gradients need a scaler that only GPUs have).
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise DeviceError(f"train.precision: fp16 needs a GPU, and the device is {device.type}; use bf16 or fp32")
+    if precision == "auto":
+        precision = "bf16" if supports_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

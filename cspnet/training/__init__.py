@@ -1,0 +1,1 @@
+"""The run: its state, one step, the loop, checkpoints."""

@@ -1,0 +1,128 @@
+"""Checkpoints: complete or absent, checked on the way in, the newest good one found by itself.
+
+checkpoints/step-00005004.pt     the last few; each with its .sha256 beside it
+checkpoints/last.pt, best.pt     links to the newest and to the best one (or copies, where links cannot be made)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cspnet.errors import CheckpointError, RunFolderError
+from cspnet.runtime.files import replacing, write_atomically
+from cspnet.weights.files import checksum_file, hash_file, read_tensors
+
+__all__ = ["FORMAT", "find_checkpoint", "holds_checkpoints", "read_checkpoint", "save_checkpoint"]
+
+FORMAT = 1
+_STEP_NAME = re.compile(r"step-(\d{8,})\.pt")
+
+
+def save_checkpoint(folder: Path, content: dict[str, Any], *, step: int, is_best: bool, keep: int) -> Path:
+    """Write a checkpoint, point last.pt (and best.pt) at it, and remove the oldest beyond `keep`.
+
+    Nothing older is removed before the new one is safely on the disk.
+
+    Raises:
+        RunFolderError: the disk is full or cannot be written; the older checkpoints are still there.
+    """
+    path = folder / f"step-{step:08d}.pt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The checksum first: a checkpoint with its name in place always has one.
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+            digest = hash_file(temporary)
+            _write_checksums(path, _known_checksums(path) | {digest})
+        _write_checksums(path, {digest})
+        for name in ("last.pt", "best.pt") if is_best else ("last.pt",):
+            _publish(path, folder / name, digest)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError when the disk is full
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise RunFolderError(
+            f"{path}: cannot write the checkpoint: {reason}; the earlier ones are untouched: "
+            "make room and continue with --resume auto"
+        ) from error
+    for _, old in _list_steps(folder)[keep:]:
+        old.unlink(missing_ok=True)
+        checksum_file(old).unlink(missing_ok=True)
+    return path
+
+
+def _publish(path: Path, link: Path, digest: str) -> None:
+    """Make `link` another name of the checkpoint. At every moment the link is whole and its checksum is known."""
+    _write_checksums(link, _known_checksums(link) | {digest})
+    with replacing(link) as temporary:
+        temporary.unlink()
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+    _write_checksums(link, {digest})
+
+
+def _known_checksums(path: Path) -> set[str]:
+    try:
+        return {line.split(" ")[0] for line in checksum_file(path).read_text().splitlines()}
+    except (OSError, UnicodeDecodeError):
+        return set()
+
+
+def _write_checksums(path: Path, digests: set[str]) -> None:
+    text = "".join(f"{digest}  {path.name}\n" for digest in sorted(digests))
+    write_atomically(checksum_file(path), text.encode())
+
+
+def _list_steps(folder: Path) -> list[tuple[int, Path]]:
+    """[(step, file)], the newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*.pt") if (match := _STEP_NAME.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a run has saved something here."""
+    return any(folder.glob("*.pt"))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """One of our checkpoints, checked.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a checkpoint of a run of ours.
+    """
+    content = read_tensors(path)
+    if content.get("format") != FORMAT:
+        what = (
+            f"has format {content['format']}, this program reads {FORMAT}"
+            if "format" in content
+            else "holds weights only"
+        )
+        raise CheckpointError(
+            f"{path}: {what}: a run cannot be resumed from it; to start from weights, use --pretrained"
+        )
+    return content
+
+
+def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest good checkpoint of a run, or None if it has saved none yet; damaged ones are named and passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is good.
+    """
+    candidates = [path for _, path in _list_steps(folder)]
+    candidates += [path for name in ("last.pt", "best.pt") if (path := folder / name).exists()]
+    for path in candidates:
+        try:
+            return path, read_checkpoint(path)
+        except CheckpointError as error:
+            warn(f"{error}; trying the one before")
+    if candidates:
+        raise CheckpointError(f"{folder}: none of its {len(candidates)} checkpoints can be read; nothing was changed")
+    return None

@@ -1,0 +1,245 @@
+"""The loop.
+
+while the run is not over:
+    batches = loader.start_at(epoch, samples_done)         # nothing before them is read
+    for step in the rest of the epoch:
+        lr = lr_at(step)                                   # a pure function
+        train_step(state, micro-batches)                   # no host sync
+        every log.every_steps: one record                  # host sync: here, once
+        every checkpoint.every_steps: a checkpoint
+    validate: raw weights, and their moving average
+    record, summary row, checkpoint (last, best)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cspnet.data.loader import Batch, TrainLoader
+from cspnet.data.mixing import cutmix, soft_targets
+from cspnet.data.sampler import BatchPlan
+from cspnet.errors import DataError
+from cspnet.evaluation.metrics import EvalResult
+from cspnet.recipe.schema import Recipe
+from cspnet.reporting.run_report import BadImageLog, RunReport
+from cspnet.runtime.distributed import World, broadcast_buffers, gather_objects, sum_over_ranks
+from cspnet.runtime.random import generator_at
+from cspnet.training.checkpoint import save_checkpoint
+from cspnet.training.state import TrainState
+from cspnet.training.step import train_step
+
+__all__ = ["Run", "fit"]
+
+
+@dataclass
+class Run:
+    """What the loop works with; `state` alone changes."""
+
+    state: TrainState
+    network: nn.Module
+    """The raw model, or its data-parallel view."""
+    recipe: Recipe
+    num_classes: int
+    plan: BatchPlan
+    loader: TrainLoader
+    prepare: Callable[[Tensor], Tensor]
+    lr_at: Callable[[int], float]
+    total_steps: int
+    validate: Callable[[nn.Module], EvalResult] | None
+    """None when there is no validation split."""
+    world: World
+    device: torch.device
+    amp_dtype: torch.dtype
+    report: RunReport
+    bad_images: BadImageLog
+    checkpoints: Path | None
+    """None saves nothing (a dry run)."""
+    checkpoint_header: dict[str, Any]
+    """What a checkpoint holds besides the state: recipe, geometry, class names, versions."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run; the last one may be cut short by train.steps."""
+        return -(-self.total_steps // self.plan.steps_per_epoch)
+
+
+class _Clock:
+    """Time since the last record, and how much of it was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.started_s = time.perf_counter()
+        self.data_s = 0.0
+        self.steps = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.started_s
+
+
+def fit(run: Run) -> None:
+    """Train until the recipe's length is reached, from wherever `run.state.progress` stands."""
+    progress = run.state.progress
+    if progress.step >= run.total_steps:
+        return
+    batches = run.loader.start_at(progress.epoch, progress.samples_done)
+    while progress.step < run.total_steps:
+        _train_epoch(run, batches)
+        _end_epoch(run)
+
+
+def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
+    """The rest of the current epoch, or of the run."""
+    progress, cfg = run.state.progress, run.recipe
+    steps_per_epoch, global_batch_size = run.plan.steps_per_epoch, run.plan.global_batch_size
+    console = run.report.console
+    first_step = progress.samples_done // global_batch_size
+    last_step = min(steps_per_epoch, first_step + run.total_steps - progress.step)
+    console.start_epoch(progress.epoch + 1, run.epochs, first_step, steps_per_epoch)
+    run.state.model.train()
+    clock = _Clock()
+    for step_in_epoch in range(first_step, last_step):
+        totals = train_step(
+            run.state,
+            run.network,
+            _micro_batches(run, batches, clock),
+            lr=run.lr_at(progress.step),
+            accumulate=cfg.train.accumulate,
+            amp_dtype=run.amp_dtype,
+            clip_norm=cfg.optim.clip_norm,
+        )
+        run.state.window.add(totals)
+        run.state.epoch_sums.add(totals)
+        progress.step += 1
+        progress.samples_done += global_batch_size
+        clock.steps += 1
+        console.advance()
+        if progress.step % cfg.log.every_steps == 0:
+            _log(run, clock, step_in_epoch + 1)
+        every = cfg.checkpoint.every_steps
+        if every and progress.step % every == 0 and step_in_epoch + 1 < last_step:
+            _save(run, is_best=False)
+    console.end_epoch()
+
+
+def _micro_batches(run: Run, batches: Iterator[Batch], clock: _Clock) -> Iterator[tuple[Tensor, Tensor]]:
+    """The micro-batches of one step, on the device, normalised and mixed."""
+    cfg, step = run.recipe, run.state.progress.step
+    for micro in range(cfg.train.accumulate):
+        waiting_since_s = time.perf_counter()
+        batch = next(batches)
+        clock.data_s += time.perf_counter() - waiting_since_s
+        if batch.bad:
+            _handle_bad(run, batch)
+        images = run.prepare(batch.images)
+        targets = batch.targets.to(run.device, non_blocking=True)
+        soft = soft_targets(targets, run.num_classes, cfg.loss.smoothing)
+        # The address names the slice of the global batch, so that the split over processes does not change the mix.
+        rng = generator_at(cfg.train.seed, "mix", step, micro * run.world.size + run.world.rank)
+        yield cutmix(images, soft, rng, alpha=cfg.mix.cutmix_alpha, prob=cfg.mix.cutmix_prob)
+
+
+def _handle_bad(run: Run, batch: Batch) -> None:
+    first = batch.bad[0]
+    if run.recipe.data.bad_images == "raise":
+        raise DataError(f"{first.path}: cannot be read: {first.reason} (data.bad_images is raise)")
+    run.bad_images.add(batch.bad, "replaced by the next readable picture")
+    if not len(batch.images):
+        raise DataError(
+            f"{first.path}: cannot be read, nor can the {len(batch.bad) - 1} pictures after it: {first.reason}"
+        )
+
+
+def _log(run: Run, clock: _Clock, steps_in_epoch: int) -> None:
+    """One record of the steps since the last one."""
+    progress = run.state.progress
+    sums = sum_over_ranks(run.world, run.state.window.values.clone())
+    loss_sum, correct1, correct5, count = sums.tolist()  # host sync: once a record
+    run.state.window.reset()
+    elapsed_s = clock.elapsed_s
+    record = {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "train/loss": loss_sum / count,
+        "train/acc1": 100 * correct1 / count,
+        "train/acc5": 100 * correct5 / count,
+        "train/lr": run.lr_at(progress.step - 1),
+        "train/images_per_s": clock.steps * run.plan.global_batch_size / elapsed_s,
+        "train/data_wait_ratio": min(1.0, clock.data_s / elapsed_s),
+    }
+    run.report.write(record)
+    run.report.console.show_record(
+        record,
+        epochs=run.epochs,
+        step_in_epoch=steps_in_epoch,
+        steps=run.plan.steps_per_epoch,
+        eta_s=(run.total_steps - progress.step) * elapsed_s / clock.steps,
+    )
+    clock.restart()
+
+
+def _end_epoch(run: Run) -> None:
+    """Validate, write the epoch's record, save."""
+    progress, cfg = run.state.progress, run.recipe
+    is_last = progress.step >= run.total_steps
+    loss_sum, correct1, _, count = sum_over_ranks(run.world, run.state.epoch_sums.values.clone()).tolist()  # host sync
+    record: dict[str, Any] = {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "train/epoch_loss": loss_sum / count,
+        "train/epoch_acc1": 100 * correct1 / count,
+        "data/bad_images": sum(gather_objects(run.world, len(run.bad_images.seen))),
+    }
+    result: EvalResult | None = None
+    if run.validate and (is_last or (progress.epoch + 1) % cfg.eval.every_epochs == 0):
+        broadcast_buffers(run.world, run.state.model)
+        result = run.validate(run.state.model)
+        record |= {"val/loss": result.loss, "val/acc1": result.acc1, "val/acc5": result.acc5}
+        record["val/unreadable"] = result.num_unreadable
+        text = f"epoch {progress.epoch + 1}/{run.epochs} validated:{result}"
+        if run.state.ema:
+            broadcast_buffers(run.world, run.state.ema.module)
+            result = run.validate(run.state.ema.module)
+            record |= {"val_ema/loss": result.loss, "val_ema/acc1": result.acc1, "val_ema/acc5": result.acc5}
+            text += f"  moving average:{result}"
+        run.report.console.say(text)
+    # With a moving average, that is what one takes home, so it decides which epoch is best.
+    is_best = result is not None and (progress.best_acc1 is None or result.acc1 > progress.best_acc1)
+    if is_best and result is not None:
+        progress.best_acc1, progress.best_epoch = result.acc1, progress.epoch
+    run.report.write(record)
+    run.report.write_epoch(
+        {
+            "epoch": progress.epoch,
+            "train_loss": loss_sum / count,
+            "eval_loss": result.loss if result else "",
+            "eval_top1": result.acc1 if result else "",
+            "eval_top5": result.acc5 if result else "",
+            "lr": run.lr_at(progress.step - 1),
+        }
+    )
+    run.state.epoch_sums.reset()
+    if progress.samples_done + run.plan.global_batch_size > run.plan.num_samples:
+        progress.epoch, progress.samples_done = progress.epoch + 1, 0
+    _save(run, is_best=is_best)
+
+
+def _save(run: Run, *, is_best: bool) -> None:
+    """A checkpoint, written by the first process with what the others have for themselves."""
+    ranks = gather_objects(run.world, run.state.rank_to_dict())
+    if run.checkpoints is None or not run.world.is_main:
+        return
+    content = {**run.checkpoint_header, **run.state.to_dict(), "ranks": ranks}
+    content["epoch"] = run.state.progress.epoch
+    save_checkpoint(
+        run.checkpoints, content, step=run.state.progress.step, is_best=is_best, keep=run.recipe.checkpoint.keep
+    )

@@ -1,0 +1,85 @@
+"""Everything that must survive a crash, in one place. What is not here is recomputed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cspnet.optim.ema import Ema
+
+__all__ = ["Progress", "Sums", "TrainState"]
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Updates done."""
+    epoch: int = 0
+    """Epochs finished."""
+    samples_done: int = 0
+    """Pictures of the current epoch's order that are used up, over all processes."""
+    best_acc1: float | None = None
+    """Best validated accuracy in percent; None before the first validation."""
+    best_epoch: int | None = None
+
+
+class Sums:
+    """Loss and hits summed on the device, without a host sync: (loss * n, correct1, correct5, n)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+    def add(self, other: Tensor) -> None:
+        """Add the (4,) sums of a step."""
+        self.values += other
+
+    def reset(self) -> None:
+        """Start again from zero."""
+        self.values.zero_()
+
+
+@dataclass
+class TrainState:
+    """The state of a run. Always the raw model: data parallelism and compilation are views of it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    scaler: torch.amp.GradScaler
+    window: Sums
+    """Since the last record."""
+    epoch_sums: Sums
+    """Since the start of the epoch."""
+    progress: Progress = field(default_factory=Progress)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and built-in types only. The sums and the random state are this process's own."""
+        return {
+            "state_dict": self.model.state_dict(),
+            "state_dict_ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+        }
+
+    def rank_to_dict(self) -> dict[str, Any]:
+        """What each process has for itself: its sums and its random state."""
+        return {
+            "window": self.window.values.tolist(),
+            "epoch_sums": self.epoch_sums.values.tolist(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.window.values.is_cuda else None,
+        }
+
+    def load_rank_dict(self, saved: dict[str, Any]) -> None:
+        """The counterpart of `rank_to_dict`."""
+        self.window.values.copy_(torch.tensor(saved["window"], dtype=torch.float64))
+        self.epoch_sums.values.copy_(torch.tensor(saved["epoch_sums"], dtype=torch.float64))
+        torch.set_rng_state(saved["torch_rng"])
+        if saved["cuda_rng"] is not None and self.window.values.is_cuda:
+            torch.cuda.set_rng_state(saved["cuda_rng"])

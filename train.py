@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Train a network: python3 train.py --batch-size 64 --epochs 120 --data-path DIR. See --help."""
+
+import sys
+
+from cspnet.cli.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())
