@@ -86,7 +86,8 @@ def _open_splits(recipe: Recipe) -> Splits:
     num_classes = len(train.classes) or asked or int(train.labels.max()) + 1
     if asked is not None and train.classes and asked != len(train.classes):
         raise RecipeError(
-            f"model.num_classes: {asked}, but {train_path} has {len(train.classes)} class folders; leave it out to take theirs"
+            f"model.num_classes: {asked}, but {train_path} has {len(train.classes)} class folders; "
+            "leave it out to take theirs"
         )
     val = None
     if val_path is not None:
@@ -152,7 +153,7 @@ def build_model(recipe: Recipe, num_classes: int, device: torch.device) -> nn.Mo
 
 
 def build_network(model: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """The model itself, or its data-parallel view: one gradient exchange a step, the first process's buffers for all."""
+    """The model itself, or its data-parallel view: one gradient exchange a step, rank 0's buffers for all."""
     if world.size == 1:
         return model
     return nn.parallel.DistributedDataParallel(

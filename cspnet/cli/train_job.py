@@ -278,8 +278,8 @@ def _check_plan(checkpoint: Mapping[str, Any], global_batch_size: int, start: _S
     saved = checkpoint["global_batch_size"]
     if saved != global_batch_size:
         raise CheckpointError(
-            f"{start.checkpoint_file}: its steps take {saved} pictures, this run's {global_batch_size}; keep processes x "
-            f"--batch-size x --accumulate at {saved}"
+            f"{start.checkpoint_file}: its steps take {saved} pictures, this run's {global_batch_size}; "
+            f"keep processes x --batch-size x --accumulate at {saved}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-__all__ = ["EXTENSIONS", "UnreadableImage", "crop_resize", "pad", "read_rgb", "resize"]
+__all__ = ["EXTENSIONS", "UnreadableImageError", "crop_resize", "pad", "read_rgb", "resize"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File names that count as pictures in a folder; the contents decide how they are decoded."""
@@ -21,7 +21,7 @@ _FILTERS = {
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-class UnreadableImage(Exception):
+class UnreadableImageError(Exception):
     """A file that is not a whole picture; the message is the reason."""
 
 
@@ -35,7 +35,7 @@ def read_rgb(path: str, exif: Literal["apply", "ignore"] = "apply") -> Image.Ima
         path: the file.
         exif: apply turns the picture as its EXIF orientation says; ignore reads it as stored.
     Raises:
-        UnreadableImage: missing, empty, truncated, too large to be true, or not a picture.
+        UnreadableImageError: missing, empty, truncated, too large to be true, or not a picture.
     """
     try:
         with Image.open(path) as image:
@@ -48,7 +48,7 @@ def read_rgb(path: str, exif: Literal["apply", "ignore"] = "apply") -> Image.Ima
     # Pillow's plugins raise whatever their parser trips over; a file that cannot be read is one thing to us.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise UnreadableImage(reason.replace(path, "the file").splitlines()[0]) from error
+        raise UnreadableImageError(reason.replace(path, "the file").splitlines()[0]) from error
 
 
 def _narrow(image: Image.Image) -> Image.Image:

@@ -129,8 +129,8 @@ def open_index(
     if num_classes is not None and worst >= num_classes:
         line = int(np.argmax(index.labels >= num_classes))
         raise DataError(
-            f"{path}: label {index.labels[line]} of {index.path(line)} is out of range: there are {num_classes} classes, "
-            f"0 to {num_classes - 1}"
+            f"{path}: label {index.labels[line]} of {index.path(line)} is out of range: "
+            f"there are {num_classes} classes, 0 to {num_classes - 1}"
         )
     return index
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cspnet.data.decode import UnreadableImage, read_rgb
+from cspnet.data.decode import UnreadableImageError, read_rgb
 from cspnet.data.index import SampleIndex
 from cspnet.data.sampler import BatchAddress, BatchPlan, eval_addresses
 from cspnet.data.transforms import EvalTransform, TrainTransform
@@ -67,7 +67,7 @@ class TrainPictures(Dataset[Batch]):
             rng = generator_at(self.seed, "augment", address.epoch, int(position))
             try:
                 image, targets[i] = self._read(int(sample), bad)
-            except UnreadableImage:  # an empty batch tells the caller, who raises where the run can be ended well
+            except UnreadableImageError:  # an empty batch tells the caller, who raises where the run can be ended well
                 return Batch(torch.empty(0, side, side, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), bad)
             images[i] = self.transform(image, rng)
         return Batch(torch.from_numpy(images), torch.from_numpy(targets), bad)
@@ -79,9 +79,9 @@ class TrainPictures(Dataset[Batch]):
             path = self.index.path(replacement)
             try:
                 return read_rgb(path, self.exif), int(self.index.labels[replacement])
-            except UnreadableImage as error:
+            except UnreadableImageError as error:
                 bad.append(BadImage(path, str(error)))
-        raise UnreadableImage(f"no readable picture from {bad[-1].path} on")
+        raise UnreadableImageError(f"no readable picture from {bad[-1].path} on")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class EvalPictures(Dataset[Batch]):
             path = self.index.path(int(sample))
             try:
                 images[i] = self.transform(read_rgb(path, self.exif))
-            except UnreadableImage as error:
+            except UnreadableImageError as error:
                 bad.append(BadImage(path, str(error)))
                 targets[i] = -1
         return Batch(torch.from_numpy(images), torch.from_numpy(targets), bad)

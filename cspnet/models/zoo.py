@@ -94,8 +94,8 @@ ZOO: dict[str, ZooEntry] = {
     "cspdarknet53": ZooEntry(_CSPDARKNET53, _TIMM, 27_642_184),
     "cspresnet50": ZooEntry(_CSPRESNET50, _TIMM, 21_616_168),
     "cspresnext50": ZooEntry(_CSPRESNEXT50, _TIMM, 20_569_896),
-    "cspdarknet_cifar": ZooEntry(_CSPDARKNET_CIFAR, _OURS, 0),
-    "cspdarknet_tiny": ZooEntry(_CSPDARKNET_TINY, _OURS, 0),
+    "cspdarknet_cifar": ZooEntry(_CSPDARKNET_CIFAR, _OURS, 2_500_776),
+    "cspdarknet_tiny": ZooEntry(_CSPDARKNET_TINY, _OURS, 371_608),
 }
 
 

@@ -30,8 +30,8 @@ def build_schedule(
 ) -> Callable[[int], float]:
     """The learning rate of update number `step` (0-based).
 
-    Warm-up goes from warmup_lr to peak_lr as (step / warm-up steps) ** warmup_power; after it the decay's factor f gives
-    min_lr + (peak_lr - min_lr) * f. With decay_from "start" the decay's clock runs during the warm-up too.
+    Warm-up goes from warmup_lr to peak_lr as (step / warm-up steps) ** warmup_power; after it the decay's factor f
+    gives min_lr + (peak_lr - min_lr) * f. With decay_from "start" the decay's clock runs during the warm-up too.
     """
     warmup_steps = cfg.warmup_steps or round(cfg.warmup_epochs * steps_per_epoch)
     decay_start = warmup_steps if cfg.decay_from == "warmup_end" else 0

@@ -80,7 +80,7 @@ class DataRecipe:
     root: str | None = None
     """Folder of the data set."""
     format: Literal["folder", "list"] = "folder"
-    """folder: train/ and val/ hold one folder a class. list: train_list.txt and val_list.txt hold `path label` lines."""
+    """folder: train/ and val/ hold a folder a class. list: train_list.txt and val_list.txt hold `path label` lines."""
     train: str = "auto"
     """Folder or list file of the training pictures, relative to root; auto goes by format."""
     val: str | None = "auto"

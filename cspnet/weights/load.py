@@ -88,7 +88,7 @@ def load_state_dict(
     if differing:
         key = differing[0]
         raise CheckpointError(
-            f"{where}: weights of another model: {key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
+            f"{where}: weights of another model: {key} is {list(state[key].shape)}, the model's {list(own[key].shape)}"
         )
     model.load_state_dict({**own, **{key: value for key, value in state.items() if key not in head}})
     return head
