@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +12,13 @@ import torch
 from torch import nn
 
 from cspnet.data.index import SampleIndex, find_split, open_index
-from cspnet.data.loader import EvalLoader, EvalPictures, TrainLoader, TrainPictures, default_workers
+from cspnet.data.loader import BadImage, EvalLoader, EvalPictures, TrainLoader, TrainPictures, default_workers
 from cspnet.data.mixing import Normalizer
 from cspnet.data.sampler import BatchPlan
 from cspnet.data.transforms import EvalTransform, build_train_transform
 from cspnet.errors import DataError, DeviceError, RecipeError
+from cspnet.evaluation.evaluate import evaluate
+from cspnet.evaluation.metrics import EvalResult
 from cspnet.models import create_model
 from cspnet.optim.ema import Ema
 from cspnet.optim.sgd import build_optimizer
@@ -26,12 +30,15 @@ from cspnet.training.state import Sums, TrainState
 __all__ = [
     "EvalGeometry",
     "Splits",
-    "build_eval_loader",
     "build_geometry",
     "build_model",
     "build_network",
+    "build_normalizer",
     "build_state",
     "build_train_loader",
+    "build_validation",
+    "convert_sync_bn",
+    "default_run_folder",
     "open_splits",
 ]
 
@@ -114,34 +121,46 @@ def build_train_loader(recipe: Recipe, splits: Splits, world: World, device: tor
     )
 
 
-def build_eval_loader(
+def build_validation(
+    recipe: Recipe,
     index: SampleIndex,
-    geometry: EvalGeometry,
     *,
-    batch_size: int,
-    workers: int | None,
-    prefetch: int,
     world: World,
     device: torch.device,
-    limit: int | None = None,
-) -> EvalLoader:
-    """This process's share of a validation split."""
-    transform = EvalTransform(geometry.size_px, geometry.crop_ratio, geometry.interpolation)
-    return EvalLoader(
-        EvalPictures(index, transform, geometry.exif),
+    amp_dtype: torch.dtype,
+    report_bad: Callable[[list[BadImage]], None],
+    one_batch: bool = False,
+) -> Callable[[nn.Module], EvalResult]:
+    """A function that validates a raw model on a split; with one_batch, on one batch per process only."""
+    geometry = build_geometry(recipe.data)
+    batch_size = recipe.eval.batch_size or recipe.train.batch_size
+    loader = EvalLoader(
+        EvalPictures(
+            index, EvalTransform(geometry.size_px, geometry.crop_ratio, geometry.interpolation), geometry.exif
+        ),
         batch_size,
         world.rank,
         world.size,
-        default_workers(world.local_size) if workers is None else workers,
-        prefetch,
+        _workers(recipe.data, world),
+        recipe.data.prefetch,
         device.type == "cuda",
-        limit,
+        batch_size * world.size if one_batch else None,
+    )
+    return functools.partial(
+        evaluate,
+        batches=loader,
+        num_samples=loader.num_samples,
+        prepare=build_normalizer(recipe, device),
+        device=device,
+        amp_dtype=amp_dtype,
+        world=world,
+        report_bad=report_bad,
     )
 
 
-def build_normalizer(geometry: EvalGeometry, device: torch.device, channels_last: bool) -> Normalizer:
+def build_normalizer(recipe: Recipe, device: torch.device) -> Normalizer:
     """uint8 pictures to the network's input."""
-    return Normalizer(geometry.mean, geometry.std, device, channels_last)
+    return Normalizer(recipe.data.mean, recipe.data.std, device, recipe.train.channels_last)
 
 
 def build_model(recipe: Recipe, num_classes: int, device: torch.device) -> nn.Module:

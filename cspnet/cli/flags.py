@@ -8,7 +8,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, get_args
+from types import UnionType
+from typing import Any, NoReturn, get_args, get_origin
 
 from cspnet.errors import EXIT_DONE, EXIT_USER, UserError
 from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
@@ -53,8 +54,9 @@ class _SetKeys(argparse.Action):
 
 
 def _takes(field: FieldHelp, kind: type) -> bool:
-    """Whether a field's values may be of a type: `str` in `str | None`."""
-    return field.annotation is kind or kind in get_args(field.annotation)
+    """Whether a field's values may be of a type, as `str` in `str | None`."""
+    members = get_args(field.annotation) if get_origin(field.annotation) is UnionType else (field.annotation,)
+    return kind in members
 
 
 def _read_text(text: str) -> str | None:
@@ -116,7 +118,8 @@ def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] 
     except UserError as error:
         rank = environment.get("RANK", "0")
         if rank == "0" or not error.shared:
-            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            place = "" if rank == "0" else f"[rank {rank}] "
+            print(f"{place}{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Mapping
@@ -11,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import cspnet
 from cspnet.cli import build
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RunFolderError, shared_errors
-from cspnet.evaluation.evaluate import evaluate
-from cspnet.evaluation.metrics import EvalResult
 from cspnet.optim.schedule import build_schedule
 from cspnet.optim.sgd import peak_lr
 from cspnet.recipe.load import list_differences, load_recipe, recipe_to_values, recipe_to_yaml
@@ -165,26 +161,18 @@ def _run(
     if job.writes:
         run_folder = on_main(world, lambda: _prepare_folder(job, recipe, start))
         start = replace(start, folder=run_folder)
-    geometry = build.build_geometry(recipe.data)
-    prepare = build.build_normalizer(geometry, device, recipe.train.channels_last)
-    eval_batch_size = recipe.eval.batch_size or recipe.train.batch_size
     bad_images = BadImageLog(run_folder, console)
     validate = None
     if splits.val is not None:
-        eval_loader = build.build_eval_loader(
+        validate = build.build_validation(
+            recipe,
             splits.val,
-            geometry,
-            batch_size=eval_batch_size,
-            workers=recipe.data.workers,
-            prefetch=recipe.data.prefetch,
             world=world,
             device=device,
-            limit=eval_batch_size * world.size if job.dry_run else None,
+            amp_dtype=amp_dtype,
+            report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
+            one_batch=job.dry_run,
         )
-        validate = functools.partial(
-            _validate, eval_loader=eval_loader, prepare=prepare, device=device, amp_dtype=amp_dtype, world=world,
-            bad_images=bad_images,
-        )  # fmt: skip
     plan = loader.plan
     total_steps = recipe.train.steps or recipe.train.epochs * plan.steps_per_epoch
     if job.test_only:
@@ -207,7 +195,7 @@ def _run(
         num_classes=splits.num_classes,
         plan=plan,
         loader=loader,
-        prepare=prepare,
+        prepare=build.build_normalizer(recipe, device),
         lr_at=build_schedule(
             recipe.schedule,
             peak_lr=peak_lr(recipe.optim, plan.global_batch_size),
@@ -222,9 +210,9 @@ def _run(
         report=report,
         bad_images=bad_images,
         checkpoints=run_folder / "checkpoints" if run_folder else None,
-        checkpoint_header=_checkpoint_header(recipe, splits, geometry, plan.global_batch_size),
+        checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
     )
-    _say_start(run, splits, geometry, start, console)
+    _say_start(run, splits, start, console)
     try:
         fit(run)
     finally:
@@ -232,28 +220,6 @@ def _run(
         report.close()
     _say_end(run, run_folder, console)
     return EXIT_DONE
-
-
-def _validate(
-    model: nn.Module,
-    *,
-    eval_loader: Any,
-    prepare: Any,
-    device: torch.device,
-    amp_dtype: torch.dtype,
-    world: World,
-    bad_images: BadImageLog,
-) -> EvalResult:
-    return evaluate(
-        model,
-        eval_loader,
-        num_samples=eval_loader.num_samples,
-        prepare=prepare,
-        device=device,
-        amp_dtype=amp_dtype,
-        world=world,
-        report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
-    )
 
 
 def _check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, start: _Start) -> None:
@@ -323,9 +289,8 @@ def _prepare_folder(job: TrainJob, recipe: Recipe, start: _Start) -> Path:
     return folder
 
 
-def _checkpoint_header(
-    recipe: Recipe, splits: build.Splits, geometry: build.EvalGeometry, global_batch_size: int
-) -> dict[str, Any]:
+def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: int) -> dict[str, Any]:
+    geometry = build.build_geometry(recipe.data)
     eval_cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(geometry).items()}
     return {
         "format": FORMAT,
@@ -357,7 +322,7 @@ def _test_only(validate: Any, state: TrainState, checkpoint: Any, recipe: Recipe
     return EXIT_DONE
 
 
-def _say_start(run: Run, splits: build.Splits, geometry: build.EvalGeometry, start: _Start, console: Console) -> None:
+def _say_start(run: Run, splits: build.Splits, start: _Start, console: Console) -> None:
     plan, cfg = run.plan, run.recipe
     params = sum(p.numel() for p in run.state.model.parameters())
     val = f"{len(splits.val):,} to validate" if splits.val is not None else "no validation"
@@ -371,7 +336,10 @@ def _say_start(run: Run, splits: build.Splits, geometry: build.EvalGeometry, sta
         f"{run.world.size} processes), lr {peak_lr(cfg.optim, plan.global_batch_size):g} {cfg.schedule.name}, "
         f"{run.total_steps:,} steps of {plan.steps_per_epoch:,} an epoch"
     )
-    console.say(f"device  {run.device}, {precision}, {run.loader.workers} workers; validation at {geometry}")
+    console.say(
+        f"device  {run.device}, {precision}, {run.loader.workers} workers; "
+        f"validation at {build.build_geometry(cfg.data)}"
+    )
     console.say(f"folder  {start.folder or 'none: nothing is written'}")
     if start.checkpoint_file:
         progress = run.state.progress

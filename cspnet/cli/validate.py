@@ -54,7 +54,7 @@ def create_parser() -> FlagParser:
     how.add_argument("-b", "--batch-size", type=int, metavar="N", help="pictures per process [as in training]")
     how.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:<n>, mps [%(default)s]")
     how.add_argument("--precision", metavar="NAME", help="auto, bf16, fp16, fp32 [as in training]")
-    how.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON; - for standard output")
+    how.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     return parser
 
 

@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from cspnet.cli import build
-from cspnet.data.index import find_split, open_index
+from cspnet.data.index import SampleIndex, find_split, open_index
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, UserError, shared_errors
-from cspnet.evaluation.evaluate import evaluate
 from cspnet.recipe.load import load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
@@ -57,54 +56,25 @@ def run_validate_job(job: ValidateJob) -> int:
         console = Console(world.rank)
         device = choose_device(job.overrides["train.device"], world.local_rank)
     with join_world(world, device):
-        content = (
-            on_main(world, lambda: read_tensors(job.checkpoint)) if world.size == 1 else read_tensors(job.checkpoint)
-        )
         with shared_errors():
-            subject = _read_subject(job, content)
+            subject = _read_subject(job, read_tensors(job.checkpoint))
             recipe = subject.recipe
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
             model = build.build_model(recipe, subject.num_classes, device)
             load_state_dict(model, subject.state, where=str(job.checkpoint))
-        index = on_main(
-            world,
-            lambda: open_index(
-                find_split(str(recipe.data.root), "val", recipe.data.val or "auto", recipe.data.format),
-                root=str(recipe.data.root),
-                cache_dir=recipe.data.cache_dir,
-                classes=subject.classes,
-                num_classes=subject.num_classes,
-            ),
-        )
-        if index.classes and len(index.classes) != subject.num_classes:
-            raise _shared(
-                DataError(
-                    f"{index.source}: {len(index.classes)} class folders, but {job.checkpoint} has "
-                    f"{subject.num_classes} classes"
-                )
-            )
+        index = on_main(world, lambda: _open_index(job, subject))
         geometry = build.build_geometry(recipe.data)
-        loader = build.build_eval_loader(
-            index,
-            geometry,
-            batch_size=recipe.eval.batch_size or recipe.train.batch_size,
-            workers=recipe.data.workers,
-            prefetch=recipe.data.prefetch,
-            world=world,
-            device=device,
-        )
         weights = "moving average" if subject.is_average else "raw weights"
         console.say(f"{recipe.model.name}, {weights}, {len(index):,} pictures at {geometry}, {device}")
-        result = evaluate(
-            model,
-            loader,
-            num_samples=loader.num_samples,
-            prepare=build.build_normalizer(geometry, device, recipe.train.channels_last),
+        validate = build.build_validation(
+            recipe,
+            index,
+            world=world,
             device=device,
             amp_dtype=amp_dtype,
-            world=world,
             report_bad=lambda bad: BadImageLog(None, console).add(bad, "counted as wrong"),
         )
+        result = validate(model)
         if result.num_unreadable:
             console.warn(
                 f"{result.num_unreadable} of {result.num_samples} pictures cannot be read; they count as wrong"
@@ -121,11 +91,6 @@ def run_validate_job(job: ValidateJob) -> int:
             }
             _write_json(job.json_file, report)
     return EXIT_DONE
-
-
-def _shared(error: UserError) -> UserError:
-    error.shared = True
-    return error
 
 
 def _read_subject(job: ValidateJob, content: Mapping[str, Any]) -> _Subject:
@@ -152,12 +117,21 @@ def _read_subject(job: ValidateJob, content: Mapping[str, Any]) -> _Subject:
     return _Subject(load_recipe(None, job.overrides).recipe, state, is_average, len(head[0]), ())
 
 
+def _open_index(job: ValidateJob, subject: _Subject) -> SampleIndex:
+    cfg = subject.recipe.data
+    path = find_split(str(cfg.root), "val", cfg.val or "auto", cfg.format)
+    index = open_index(
+        path, root=str(cfg.root), cache_dir=cfg.cache_dir, classes=subject.classes, num_classes=subject.num_classes
+    )
+    if index.classes and len(index.classes) != subject.num_classes:
+        raise DataError(
+            f"{path}: {len(index.classes)} class folders, but {job.checkpoint} has {subject.num_classes} classes"
+        )
+    return index
+
+
 def _write_json(file: Path, report: dict[str, Any]) -> None:
-    text = json.dumps(report, indent=2) + "\n"
-    if str(file) == "-":
-        print(text, end="")
-        return
     try:
-        write_atomically(file, text.encode())
+        write_atomically(file, (json.dumps(report, indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{file}: cannot write the result: {error.strerror}") from error

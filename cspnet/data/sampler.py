@@ -1,4 +1,4 @@
-"""Which pictures a process reads in which step: functions of the recipe, so a run can start anywhere.
+"""Which pictures a process reads in which step: functions of the recipe, so runs start anywhere.
 
 The order of an epoch is one permutation, a function of (seed, epoch). Step after step takes the next global batch of it;
 inside a step, slice s = micro-batch * processes + rank takes the s-th batch_size pictures. So one process with two
