@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ class SampleIndex:
     """The samples of one split, in a fixed order.
 
     `paths` (uint8) holds all paths, UTF-8, one after the other; `ends` (int64, one a sample) where each ends;
-    `labels` (int32, one a sample) the classes. `classes` are the names, empty for lists.
+    `labels` (int32, one a sample) the classes. `classes` are their names, empty for a list without classes.txt.
     """
 
     source: str
@@ -101,32 +101,35 @@ def open_index(
     path: Path,
     *,
     root: str,
-    cache_dir: str,
+    cache_dir: str | None,
     classes: Sequence[str] = (),
     num_classes: int | None = None,
 ) -> SampleIndex:
     """The index of a folder or a list file, from the cache if nothing has changed since it was made.
 
     Args:
-        path: a folder of class folders, or a text file of `path label` lines.
+        path: a folder of class folders, or a text file of `path label` lines; the lines of a classes.txt beside it
+            are the names of classes 0, 1, 2 …
         root: the data set's folder, where a list's paths may start.
-        cache_dir: where indexes are kept; one that cannot be written is left alone.
+        cache_dir: where indexes are kept; one that cannot be written is left alone, None keeps nothing.
         classes: the class names to label by, from the training split; () takes the folder's own.
         num_classes: labels of a list must be below it; None accepts any.
     Raises:
         DataError: empty, a class without pictures, an unknown class, a missing file, a label out of range.
     """
-    path, cache = path.resolve(), _cache_file(path.resolve(), cache_dir)
-    index = _read_cache(cache)
+    path, start = path.resolve(), Path(root).expanduser().resolve()
+    cache = _cache_file(path, start, cache_dir) if cache_dir is not None else None
+    index = _read_cache(cache) if cache else None
     if index is None:
         started_ns = time.time_ns()
-        index, stamps = _scan_folder(path) if path.is_dir() else _read_list(path, Path(root).expanduser().resolve())
-        if all(changed_ns < started_ns - _RACY_NS for _, changed_ns in stamps):
+        index, stamps = _scan_folder(path) if path.is_dir() else _read_list(path, start)
+        if cache and all(changed_ns < started_ns - _RACY_NS for _, changed_ns in stamps):
             _write_cache(cache, index, stamps)
     if path.is_dir():
         return _relabel(index, classes) if classes else index
-    worst = int(index.labels.max())
-    if num_classes is not None and worst >= num_classes:
+    index = replace(index, classes=_read_class_names(path))
+    num_classes = num_classes or len(index.classes) or None
+    if num_classes is not None and int(index.labels.max()) >= num_classes:
         line = int(np.argmax(index.labels >= num_classes))
         raise DataError(
             f"{path}: label {index.labels[line]} of {index.path(line)} is out of range: "
@@ -165,7 +168,7 @@ def _relabel(index: SampleIndex, classes: Sequence[str]) -> SampleIndex:
             f"({', '.join(classes[:4])}{' …' * (len(classes) > 4)})"
         )
     table = np.asarray([numbers[name] for name in index.classes], dtype=np.int32)
-    return SampleIndex(index.source, index.paths, index.ends, table[index.labels], tuple(classes))
+    return replace(index, labels=table[index.labels], classes=tuple(classes))
 
 
 def _read_list(path: Path, root: Path) -> tuple[SampleIndex, list[tuple[str, int]]]:
@@ -198,8 +201,20 @@ def _read_list(path: Path, root: Path) -> tuple[SampleIndex, list[tuple[str, int
     return _pack(str(path), paths, labels, ()), stamps
 
 
-def _cache_file(path: Path, cache_dir: str) -> Path:
-    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:24]
+def _read_class_names(list_file: Path) -> tuple[str, ...]:
+    """The lines of the classes.txt beside a list, or nothing."""
+    try:
+        return tuple((list_file.parent / "classes.txt").read_text(encoding="utf-8").splitlines())
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{list_file.parent / 'classes.txt'}: expected a text file with one class name a line"
+        ) from error
+
+
+def _cache_file(path: Path, root: Path, cache_dir: str) -> Path:
+    name = hashlib.sha256(os.fsencode(path) + b"\0" + os.fsencode(root)).hexdigest()[:24]
     return Path(cache_dir).expanduser() / f"index-{name}.npz"
 
 

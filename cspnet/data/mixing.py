@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,14 +10,27 @@ from torch import Tensor
 __all__ = ["Normalizer", "cutmix", "cutmix_box", "soft_targets"]
 
 
-@dataclass(frozen=True)
 class Normalizer:
-    """uint8 pictures to float tensors on a device; `mean` and `std` are on a scale of 0 to 1."""
+    """uint8 pictures to float tensors on a device.
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    device: torch.device
-    channels_last: bool = True
+    Args:
+        mean, std: of red, green and blue, on a scale of 0 to 1.
+        device: where the batch goes.
+        channels_last: memory order of the result.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        device: torch.device,
+        channels_last: bool = True,
+    ) -> None:
+        self.device = device
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # On the device once and for all: a copy from the host in every step would wait for the device.
+        self.shift = (torch.tensor(mean) * 255).view(1, 3, 1, 1).to(device)
+        self.scale = 1 / (torch.tensor(std) * 255).view(1, 3, 1, 1).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, H, W, 3) uint8, anywhere -> (N, 3, H, W) float32 on the device, (image / 255 - mean) / std.
@@ -27,11 +38,7 @@ class Normalizer:
         The uint8 batch crosses to the device; seen as NCHW it already has channels_last memory order.
         """
         images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        mean = torch.tensor(self.mean, device=self.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=self.device).view(1, 3, 1, 1)
-        images = images.float().sub_(mean * 255).mul_(1 / (std * 255))
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        return images.contiguous(memory_format=memory_format)
+        return images.float().sub_(self.shift).mul_(self.scale).contiguous(memory_format=self.memory_format)
 
 
 def soft_targets(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Which pictures a process reads in which step: functions of the recipe, so runs start anywhere.
 
-The order of an epoch is one permutation, a function of (seed, epoch). Step after step takes the next global batch of it;
-inside a step, slice s = micro-batch * processes + rank takes the s-th batch_size pictures. So one process with two
+The order of an epoch is one permutation, a function of (seed, epoch). Step after step takes the next global batch of
+it; inside a step, slice s = micro-batch * processes + rank takes the s-th batch_size pictures. So one process with two
 micro-batches and two processes with one see the same pictures in the same step.
 """
 

@@ -16,7 +16,10 @@ import torch
 
 from tests.conftest import ROOT, draw_tree
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a run's processes in /proc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a run's processes in /proc"),
+]
 
 EPOCHS, STEPS_PER_EPOCH = 4, 6
 # Everything that draws at random or remembers is on; a global batch is 8 pictures for one process and for two.
@@ -115,7 +118,9 @@ def load_last(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
-def untouched(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+def untouched(
+    request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, Path]:
     folder = tmp_path_factory.mktemp("untouched") / "run"
     run(command(pictures, folder, request.param, 0))
     return request.param, folder
