@@ -23,7 +23,7 @@ from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import World, join_world, on_main, read_world
 from cspnet.runtime.files import write_atomically
-from cspnet.training.checkpoint import FORMAT, find_checkpoint, holds_checkpoints, read_checkpoint
+from cspnet.training.checkpoint import FORMAT, find_checkpoint, holds_checkpoints, newest_step, read_checkpoint
 from cspnet.training.loop import Run, fit
 from cspnet.training.state import Progress, TrainState
 from cspnet.weights import load_weights
@@ -94,7 +94,7 @@ def _find_start(job: TrainJob, console: Console) -> _Start:
         return _Start(folder if job.writes else None, found[0] if found else None)
     if job.resume is not None:
         file = Path(job.resume)
-        read_checkpoint(file)
+        step = read_checkpoint(file)["progress"]["step"]
         own_folder = file.resolve().parent.parent if file.resolve().parent.name == "checkpoints" else None
         if job.writes and folder is None and own_folder is None:
             raise RunFolderError(
@@ -102,6 +102,10 @@ def _find_start(job: TrainJob, console: Console) -> _Start:
             )
         if job.writes and folder is not None and folder.resolve() != own_folder:
             _refuse_used_folder(folder)
+        elif job.writes and newest_step(file.resolve().parent) > step:
+            raise RunFolderError(
+                f"--resume {file}: its run has newer checkpoints; go on elsewhere with --output-dir DIR"
+            )
         return _Start((folder or own_folder) if job.writes else None, file)
     if job.writes and folder is not None:
         _refuse_used_folder(folder)
@@ -283,6 +287,8 @@ def _prepare_folder(job: TrainJob, recipe: Recipe, start: _Start) -> Path:
         folder = build.default_run_folder(job.recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for leftover in (folder / "checkpoints").glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
         write_atomically(folder / "recipe.yaml", recipe_to_yaml(recipe).encode())
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error
@@ -356,7 +362,8 @@ def _say_end(run: Run, folder: Path | None, console: Console) -> None:
         return
     if progress.best_acc1 is not None and progress.best_epoch is not None:
         console.say(f"done: best Acc@1 {progress.best_acc1:.3f} in epoch {progress.best_epoch + 1}")
-        best = folder / "checkpoints" / "best.pt"
-        console.say(f"check it: python3 validate.py --checkpoint {best} --data-path {run.recipe.data.root}")
+        best = folder / "checkpoints" / "best.pt"  # resumed in a new folder, a run may have none
+        file = best if best.exists() else best.with_name("last.pt")
+        console.say(f"check it: python3 validate.py --checkpoint {file} --data-path {run.recipe.data.root}")
     else:
         console.say(f"done: {folder / 'checkpoints' / 'last.pt'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,9 @@ __all__ = ["EXTENSIONS", "UnreadableImageError", "crop_resize", "pad", "read_rgb
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File names that count as pictures in a folder; the contents decide how they are decoded."""
+
+# Pillow warns of damaged EXIF data at every reading of such a picture; the picture is read as stored.
+warnings.filterwarnings("ignore", message=r"(Possibly c|C)orrupt EXIF data", module=r"PIL\.")
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -41,7 +45,7 @@ def read_rgb(path: str, exif: Literal["apply", "ignore"] = "apply") -> Image.Ima
         with Image.open(path) as image:
             image.load()
             if exif == "apply":
-                image = ImageOps.exif_transpose(image)
+                image = _turn_upright(image)
             if image.mode in _WIDE_MODES:
                 image = _narrow(image)
             return image.convert("RGB")
@@ -49,6 +53,14 @@ def read_rgb(path: str, exif: Literal["apply", "ignore"] = "apply") -> Image.Ima
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise UnreadableImageError(reason.replace(path, "the file").splitlines()[0]) from error
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says; as stored, if its EXIF data are damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the parser raises anything; the pixels are good all the same
+        return image
 
 
 def _narrow(image: Image.Image) -> Image.Image:

@@ -44,6 +44,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--cutmix-prob": ("mix.cutmix_prob",),
     "--smoothing": ("loss.smoothing",),
     "--label-smoothing": ("loss.smoothing",),
+    "--opt": ("optim.name",),
+    "--optimizer": ("optim.name",),
     "--lr": ("optim.lr",),
     "--learning-rate": ("optim.lr",),
     "--lr-base-size": ("optim.lr_base_size",),

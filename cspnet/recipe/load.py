@@ -286,8 +286,9 @@ def format_recipe(resolved: ResolvedRecipe) -> str:
 
 def list_differences(old: Mapping[str, Any], new: Recipe) -> list[tuple[str, Any, Any]]:
     """[(key, value in old, value in new)] for the keys on which two recipes differ."""
+    old_values = recipe_to_values(Recipe()) | dict(old)  # a key younger than the old recipe had its default then
     new_values = recipe_to_values(new)
-    return [(key, old.get(key), value) for key, value in new_values.items() if old.get(key) != value]
+    return [(key, old_values[key], value) for key, value in new_values.items() if old_values[key] != value]
 
 
 def with_model_classes(recipe: Recipe, num_classes: int) -> Recipe:

@@ -143,6 +143,8 @@ class LossRecipe:
 class OptimRecipe:
     """Stochastic gradient descent, as torch.optim.SGD."""
 
+    name: Literal["sgd"] = "sgd"
+    """The optimizer."""
     lr: Positive = 0.1
     """Peak learning rate."""
     lr_base_size: PositiveCount | None = None

@@ -19,7 +19,7 @@ from cspnet.errors import CheckpointError, RunFolderError
 from cspnet.runtime.files import replacing, write_atomically
 from cspnet.weights.files import checksum_file, hash_file, read_tensors
 
-__all__ = ["FORMAT", "find_checkpoint", "holds_checkpoints", "read_checkpoint", "save_checkpoint"]
+__all__ = ["FORMAT", "find_checkpoint", "holds_checkpoints", "newest_step", "read_checkpoint", "save_checkpoint"]
 
 FORMAT = 1
 _STEP_NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -89,6 +89,11 @@ def _list_steps(folder: Path) -> list[tuple[int, Path]]:
 def holds_checkpoints(folder: Path) -> bool:
     """Whether a run has saved something here."""
     return any(folder.glob("*.pt"))
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint, -1 if there is none."""
+    return max((step for step, _ in _list_steps(folder)), default=-1)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -27,10 +27,10 @@ def make_files(root: Path, *names: str) -> Path:
     return root
 
 
-def age(root: Path) -> None:
+def age(root: Path, time_s: int = LONG_AGO_S) -> None:
     """Set the time stamps of a folder and all below it into the past, as those of a data set at rest are."""
     for path in (root, *root.rglob("*")):
-        os.utime(path, (LONG_AGO_S, LONG_AGO_S))
+        os.utime(path, (time_s, time_s))
 
 
 def open_at(path: Path, cache_dir: Path, **options: object) -> SampleIndex:
@@ -275,7 +275,7 @@ def test_an_added_picture_is_seen(old_tree: Path, tmp_path: Path, name: str) -> 
     assert len(open_at(old_tree, tmp_path / "cache")) == 3
     make_files(old_tree, name)
     assert samples_of(open_at(old_tree, tmp_path / "cache")) == ImageFolder(str(old_tree)).samples
-    age(old_tree)
+    age(old_tree, LONG_AGO_S + 1)
     for _ in range(2):
         assert len(open_at(old_tree, tmp_path / "cache")) == 4
 
@@ -284,7 +284,7 @@ def test_a_removed_picture_and_a_removed_folder_are_seen(old_tree: Path, tmp_pat
     open_at(old_tree, tmp_path / "cache")
     (old_tree / "a" / "1.jpg").unlink()
     assert len(open_at(old_tree, tmp_path / "cache")) == 2
-    age(old_tree)
+    age(old_tree, LONG_AGO_S + 1)
     open_at(old_tree, tmp_path / "cache")
     shutil.rmtree(old_tree / "b")
     assert open_at(old_tree, tmp_path / "cache").classes == ("a",)
@@ -300,7 +300,14 @@ def test_a_folder_that_changes_right_now_is_not_kept(old_tree: Path, tmp_path: P
 def damage(content: bytes) -> list[bytes]:
     """Files of the wrong kind, files cut off, and files with one byte changed."""
     flips = [content[:i] + bytes([content[i] ^ 0xFF]) + content[i + 1 :] for i in range(0, len(content), 7)]
-    return [b"", b"nonsense", bytes(1000), pickle.dumps([1]), *(content[:n] for n in range(0, len(content), 50)), *flips]
+    return [
+        b"",
+        b"nonsense",
+        bytes(1000),
+        pickle.dumps([1]),
+        *(content[:n] for n in range(0, len(content), 50)),
+        *flips,
+    ]
 
 
 def test_a_damaged_cache_is_ignored(old_tree: Path, tmp_path: Path) -> None:

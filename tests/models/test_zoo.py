@@ -21,16 +21,21 @@ PARAMS = {"cspdarknet53": 27_642_184, "cspresnet50": 21_616_168, "cspresnext50":
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "mish": nn.Mish}
 
 
+@torch.no_grad()
 def scramble_norms(model: nn.Module, seed: int) -> None:
-    """Random scales, shifts and running statistics: a fresh BatchNorm would hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-                module.running_mean.normal_(0, 0.2, generator=generator)
-                module.running_var.uniform_(0.5, 1.5, generator=generator)
+    """Random scales and shifts, and running statistics near those of a batch: a fresh BatchNorm would hide mistakes."""
+    torch.manual_seed(seed)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in norms:
+        module.weight.uniform_(0.5, 1.5)
+        module.bias.normal_(0, 0.2)
+        module.momentum = 1.0
+    model.train()(draw_images(4, 64))
+    model.eval()
+    for module in norms:
+        module.momentum = 0.1
+        module.running_mean += torch.randn_like(module.running_mean) * 0.2 * module.running_var.sqrt()
+        module.running_var *= torch.empty_like(module.running_var).uniform_(0.5, 1.5)
 
 
 def replace_activations(model: nn.Module, create: Any) -> nn.Module:
@@ -75,7 +80,7 @@ def test_same_weights_give_timms_logits(pair: tuple[nn.Module, nn.Module]) -> No
     ours, theirs = pair
     images = draw_images(2, 96)
     logits = theirs(images)
-    assert (logits[0] - logits[1]).abs().max() > 1e-3 * logits.abs().max()
+    assert (logits[0] - logits[1]).abs().max() > 0.1 * logits.abs().max()
     assert relative_error(ours(images), logits) <= 1e-5
     assert relative_error(ours.forward_features(images), theirs.forward_features(images)) <= 1e-5
 
@@ -185,8 +190,8 @@ def test_a_classifiers_weights_load_into_its_backbone() -> None:
 
 def test_initialisation_has_timms_distribution(fresh_pair: tuple[nn.Module, nn.Module]) -> None:
     ours, theirs = (dict(model.named_parameters()) for model in fresh_pair)
-    for name, reference in theirs.items():
-        value = ours[name].detach()
+    for name, timms in theirs.items():
+        value, reference = ours[name].detach(), timms.detach()
         if value.ndim == 1:
             assert torch.equal(value, reference), name
             continue
@@ -230,7 +235,7 @@ def test_activation_overrides(name: str, overrides: dict[str, Any], create: Any)
     images = draw_images(2, 64)
     plain = theirs(images)
     expected = replace_activations(theirs, create)(images)
-    assert relative_error(plain, expected) > 1e-3
+    assert relative_error(plain, expected) > 1e-2
     assert relative_error(ours(images), expected) <= 1e-5
 
 
