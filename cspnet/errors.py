@@ -18,6 +18,7 @@ __all__ = [
     "ModelError",
     "RecipeError",
     "RunFolderError",
+    "TrainingError",
     "UserError",
     "shared_errors",
 ]
@@ -64,6 +65,10 @@ class CheckpointError(UserError):
 
 class DeviceError(UserError):
     """A device, precision or process group that is not available."""
+
+
+class TrainingError(UserError):
+    """A run that cannot sensibly go on with its settings."""
 
 
 class RunFolderError(UserError):

@@ -156,7 +156,10 @@ ALLOWED = {
     "down": ("cspnet/training/loop.py", "from cspnet.recipe.schema import Recipe\nfrom cspnet.data import loader"),
     "ground": ("cspnet/models/zoo.py", "from cspnet.errors import ModelError"),
     "its door": ("cspnet/recipe/load.py", "import yaml\nfrom pydantic import Field"),
-    "torch and the standard library": ("cspnet/errors.py", "import torch.nn\nimport os.path\nfrom torch.utils import data"),
+    "torch and the standard library": (
+        "cspnet/errors.py",
+        "import torch.nn\nimport os.path\nfrom torch.utils import data",
+    ),
     "the version": ("cspnet/cli/train_job.py", "import cspnet"),
     "the library's door": ("cspnet/__init__.py", "from cspnet.models import create_model\nfrom cspnet import weights"),
 }

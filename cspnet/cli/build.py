@@ -16,7 +16,7 @@ from cspnet.data.loader import BadImage, EvalLoader, EvalPictures, TrainLoader, 
 from cspnet.data.mixing import Normalizer
 from cspnet.data.sampler import BatchPlan
 from cspnet.data.transforms import EvalTransform, build_train_transform
-from cspnet.errors import DataError, DeviceError, RecipeError
+from cspnet.errors import DataError, DeviceError, ModelError, RecipeError
 from cspnet.evaluation.evaluate import evaluate
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.models import create_model
@@ -168,7 +168,27 @@ def build_model(recipe: Recipe, num_classes: int, device: torch.device) -> nn.Mo
     torch.manual_seed(integer_at(recipe.train.seed, "initial weights"))
     model = create_model(recipe.model.name, num_classes, **recipe.model.options)
     memory_format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
-    return model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    _check_input(recipe, model, device)
+    return model
+
+
+def _check_input(recipe: Recipe, model: nn.Module, device: torch.device) -> None:
+    """Try the model on a blank picture: does it take this size and three colours?
+
+    Raises:
+        ModelError: it does not.
+    """
+    side = min(recipe.data.train_px, recipe.data.val_px or recipe.data.train_px)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, side, side, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"model {recipe.model.name}: cannot take RGB pictures of {side} px: {reason}") from error
+    finally:
+        model.train()
 
 
 def build_network(model: nn.Module, world: World, device: torch.device) -> nn.Module:

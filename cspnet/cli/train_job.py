@@ -13,6 +13,7 @@ import torch
 
 import cspnet
 from cspnet.cli import build
+from cspnet.data.loader import TrainLoader
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RunFolderError, shared_errors
 from cspnet.optim.schedule import build_schedule
 from cspnet.optim.sgd import peak_lr
@@ -63,6 +64,20 @@ class _Start:
     checkpoint_file: Path | None
 
 
+@dataclass(frozen=True)
+class _Context:
+    """What every part of the job needs to know."""
+
+    job: TrainJob
+    recipe: Recipe
+    start: _Start
+    checkpoint: Mapping[str, Any] | None
+    world: World
+    device: torch.device
+    amp_dtype: torch.dtype
+    console: Console
+
+
 def run_train_job(job: TrainJob) -> int:
     """Train, validate only, or take one step; the exit code."""
     with shared_errors():
@@ -74,8 +89,106 @@ def run_train_job(job: TrainJob) -> int:
         start = on_main(world, lambda: _find_start(job, console))
         checkpoint = read_checkpoint(start.checkpoint_file) if start.checkpoint_file else None
         with shared_errors():
-            recipe = _resolve_recipe(job, checkpoint, start, console)
-        return _run(job, recipe, start, checkpoint, world, device, console)
+            recipe = _resolve_recipe(job, checkpoint, start)
+            amp_dtype = choose_amp_dtype(recipe.train.precision, device)
+        return _run(_Context(job, recipe, start, checkpoint, world, device, amp_dtype, console))
+
+
+def _run(context: _Context) -> int:
+    """Everything is built and checked before the first thing is written."""
+    job, console = context.job, context.console
+    splits = build.open_splits(context.recipe, context.world)
+    with shared_errors():
+        state = _build_state(context, splits)
+        loader = build.build_train_loader(context.recipe, splits, context.world, context.device)
+        if context.checkpoint is not None:
+            _check_plan(context.checkpoint, loader.plan.global_batch_size, context.start)
+            if not job.test_only:
+                _say_differences(context, context.checkpoint["recipe"])
+    if job.writes:
+        folder = on_main(context.world, lambda: _prepare_folder(job, context.recipe, context.start))
+        context = replace(context, start=replace(context.start, folder=folder))
+    run = _build_run(context, splits, state, loader)
+    try:
+        if job.test_only:
+            _test_only(context, run)
+            return EXIT_DONE
+        _say_start(run, splits, context.start, console)
+        fit(run)
+        _say_end(run, context.start.folder, console)
+        return EXIT_DONE
+    finally:
+        console.end_epoch()
+        run.report.close()
+
+
+def _build_state(context: _Context, splits: build.Splits) -> TrainState:
+    """The state a run starts from: fresh, from weights, or from a checkpoint."""
+    recipe, checkpoint, start = context.recipe, context.checkpoint, context.start
+    model = build.build_model(recipe, splits.num_classes, context.device)
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, recipe, splits, start)
+    elif recipe.model.pretrained:
+        report = load_weights(model, recipe.model.pretrained)
+        context.console.say(str(report))
+    if recipe.train.sync_bn:
+        model = build.convert_sync_bn(model, context.device)
+    state = build.build_state(recipe, model, context.world, context.device, context.amp_dtype)
+    if checkpoint is not None:
+        _restore(state, checkpoint, context.world, start, context.console)
+    return state
+
+
+def _build_run(context: _Context, splits: build.Splits, state: TrainState, loader: TrainLoader) -> Run:
+    """All that the loop works with."""
+    job, recipe, world, device = context.job, context.recipe, context.world, context.device
+    folder, plan = context.start.folder, loader.plan
+    bad_images = BadImageLog(folder, context.console)
+    validate = None
+    if splits.val is not None:
+        validate = build.build_validation(
+            recipe,
+            splits.val,
+            world=world,
+            device=device,
+            amp_dtype=context.amp_dtype,
+            report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
+            one_batch=job.dry_run,
+        )
+    total_steps = recipe.train.steps or recipe.train.epochs * plan.steps_per_epoch
+    lr_at = build_schedule(
+        recipe.schedule,
+        peak_lr=peak_lr(recipe.optim, plan.global_batch_size),
+        total_steps=total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+    )
+    if job.dry_run:
+        total_steps, recipe = state.progress.step + 1, replace(recipe, log=replace(recipe.log, every_steps=1))
+    return Run(
+        state=state,
+        network=build.build_network(state.model, world, device),
+        recipe=recipe,
+        num_classes=splits.num_classes,
+        loader=loader,
+        prepare=build.build_normalizer(recipe, device),
+        lr_at=lr_at,
+        total_steps=total_steps,
+        validate=validate,
+        world=world,
+        device=device,
+        amp_dtype=context.amp_dtype,
+        report=RunReport(
+            context.console,
+            folder if world.is_main else None,
+            step=state.progress.step if context.checkpoint is not None else -1,
+            epochs=state.progress.epoch,
+            recipe=recipe_to_yaml(recipe),
+            tensorboard=recipe.log.tensorboard,
+        ),
+        bad_images=bad_images,
+        checkpoints=folder / "checkpoints" if folder else None,
+        checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
+    )
 
 
 def _find_start(job: TrainJob, console: Console) -> _Start:
@@ -122,108 +235,21 @@ def _refuse_used_folder(folder: Path) -> None:
         )
 
 
-def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: _Start, console: Console) -> Recipe:
-    """The recipe of the run. A resumed run without --recipe goes on by its own; every difference is said."""
+def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: _Start) -> Recipe:
+    """The recipe of the run. A resumed run without --recipe goes on by its own."""
     if checkpoint is None:
         return load_recipe(job.recipe_file, job.overrides).recipe
     saved = checkpoint["recipe"]
     below = [] if job.recipe_file else [(f"the recipe in {start.checkpoint_file}", saved)]
-    recipe = load_recipe(job.recipe_file, job.overrides, below).recipe
-    for key, old, new in list_differences(saved, recipe):
+    return load_recipe(job.recipe_file, job.overrides, below).recipe
+
+
+def _say_differences(context: _Context, saved: Mapping[str, Any]) -> None:
+    for key, old, new in list_differences(saved, context.recipe):
         if key not in _FREE_KEYS:
-            console.warn(f"{key} was {old} when the run was saved and is {new} now: the run will not be the one it was")
-    return recipe
-
-
-def _run(
-    job: TrainJob,
-    recipe: Recipe,
-    start: _Start,
-    checkpoint: Mapping[str, Any] | None,
-    world: World,
-    device: torch.device,
-    console: Console,
-) -> int:
-    with shared_errors():
-        amp_dtype = choose_amp_dtype(recipe.train.precision, device)
-    splits = build.open_splits(recipe, world)
-    with shared_errors():
-        model = build.build_model(recipe, splits.num_classes, device)
-        if checkpoint is not None:
-            _check_checkpoint(checkpoint, recipe, splits, start)
-        elif recipe.model.pretrained:
-            console.say(str(load_weights(model, recipe.model.pretrained)))
-        if recipe.train.sync_bn:
-            model = build.convert_sync_bn(model, device)
-        state = build.build_state(recipe, model, world, device, amp_dtype)
-        if checkpoint is not None:
-            _restore(state, checkpoint, world, start, console)
-        loader = build.build_train_loader(recipe, splits, world, device)
-        if checkpoint is not None:
-            _check_plan(checkpoint, loader.plan.global_batch_size, start)
-    run_folder = start.folder
-    if job.writes:
-        run_folder = on_main(world, lambda: _prepare_folder(job, recipe, start))
-        start = replace(start, folder=run_folder)
-    bad_images = BadImageLog(run_folder, console)
-    validate = None
-    if splits.val is not None:
-        validate = build.build_validation(
-            recipe,
-            splits.val,
-            world=world,
-            device=device,
-            amp_dtype=amp_dtype,
-            report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
-            one_batch=job.dry_run,
-        )
-    plan = loader.plan
-    total_steps = recipe.train.steps or recipe.train.epochs * plan.steps_per_epoch
-    if job.test_only:
-        return _test_only(validate, state, checkpoint, recipe, console)
-    if job.dry_run:
-        total_steps, recipe = 1, replace(recipe, log=replace(recipe.log, every_steps=1))
-    step = state.progress.step if checkpoint is not None else -1
-    report = RunReport(
-        console,
-        run_folder if world.is_main else None,
-        step=step,
-        epochs=state.progress.epoch,
-        recipe=recipe_to_yaml(recipe),
-        tensorboard=recipe.log.tensorboard,
-    )
-    run = Run(
-        state=state,
-        network=build.build_network(model, world, device),
-        recipe=recipe,
-        num_classes=splits.num_classes,
-        plan=plan,
-        loader=loader,
-        prepare=build.build_normalizer(recipe, device),
-        lr_at=build_schedule(
-            recipe.schedule,
-            peak_lr=peak_lr(recipe.optim, plan.global_batch_size),
-            total_steps=total_steps,
-            steps_per_epoch=plan.steps_per_epoch,
-        ),
-        total_steps=total_steps,
-        validate=validate,
-        world=world,
-        device=device,
-        amp_dtype=amp_dtype,
-        report=report,
-        bad_images=bad_images,
-        checkpoints=run_folder / "checkpoints" if run_folder else None,
-        checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
-    )
-    _say_start(run, splits, start, console)
-    try:
-        fit(run)
-    finally:
-        console.end_epoch()
-        report.close()
-    _say_end(run, run_folder, console)
-    return EXIT_DONE
+            context.console.warn(
+                f"{key} was {old} when the run was saved and is {new} now: the run will not be the one it was"
+            )
 
 
 def _check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, start: _Start) -> None:
@@ -315,17 +341,16 @@ def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: 
     }
 
 
-def _test_only(validate: Any, state: TrainState, checkpoint: Any, recipe: Recipe, console: Console) -> int:
-    if validate is None:
+def _test_only(context: _Context, run: Run) -> None:
+    if run.validate is None:
         raise DataError("--test-only: there is no validation split (data.val is null)")
-    if checkpoint is None and not recipe.model.pretrained:
+    if context.checkpoint is None and not run.recipe.model.pretrained:
         raise CheckpointError(
             "--test-only: no weights to test; give a checkpoint with --resume or weights with --pretrained"
         )
-    console.say(str(validate(state.model)))
-    if state.ema is not None and checkpoint is not None:
-        console.say(f"moving average:{validate(state.ema.module)}")
-    return EXIT_DONE
+    context.console.say(str(run.validate(run.state.model)))
+    if run.state.ema is not None and context.checkpoint is not None:
+        context.console.say(f"moving average:{run.validate(run.state.ema.module)}")
 
 
 def _say_start(run: Run, splits: build.Splits, start: _Start, console: Console) -> None:

@@ -100,7 +100,7 @@ def _read_subject(job: ValidateJob, content: Mapping[str, Any]) -> _Subject:
     state = extract_state_dict(content, source=source, where=where)
     is_average = source != "raw" and content.get("state_dict_ema") is not None
     saved = content.get("recipe")
-    if isinstance(saved, dict):
+    if isinstance(saved, dict) and {"arch", "num_classes", "classes"} <= set(content):
         if job.overrides.get("model.name", content["arch"]) != content["arch"]:
             raise CheckpointError(
                 f"{where}: holds {content['arch']}, not {job.overrides['model.name']}; leave --model out"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +19,12 @@ import numpy as np
 
 from cspnet.data.decode import EXTENSIONS
 from cspnet.errors import DataError
+from cspnet.runtime.files import replacing
 
 __all__ = ["SampleIndex", "find_split", "open_index"]
 
 _FORMAT = 1
+_LIST_LINE = re.compile(r"\s*(?P<path>\S|\S.*\S)[ \t]+(?P<label>[0-9]{1,9})\s*")
 _RACY_NS = 2_000_000_000
 """A folder changed this shortly before its scan may change again without a new time stamp: such scans are not kept."""
 
@@ -40,6 +42,8 @@ class SampleIndex:
     ends: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    fingerprint: str
+    """A digest of names and labels in their order; the same wherever the data set lies."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,23 +53,22 @@ class SampleIndex:
         start = self.ends[i - 1] if i else 0
         return os.fsdecode(self.paths[start : self.ends[i]].tobytes())
 
-    @property
-    def fingerprint(self) -> str:
-        """A digest of labels and path lengths in their order; the same wherever the data set lies."""
-        lengths = np.diff(self.ends, prepend=0)
-        digest = hashlib.sha256((lengths - lengths[0]).astype("<i8").tobytes())
-        digest.update(self.labels.astype("<i4").tobytes())
-        return digest.hexdigest()[:16]
 
-
-def _pack(source: str, paths: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> SampleIndex:
-    encoded = [os.fsencode(path) for path in paths]
+def _pack(
+    source: str, names: Sequence[str], folders: Sequence[str], labels: Sequence[int], classes: Sequence[str]
+) -> SampleIndex:
+    """An index of the files folder/name."""
+    digest = hashlib.sha256()
+    for name, label in zip(names, labels, strict=True):
+        digest.update(b"%s\0%d\0" % (os.fsencode(name), label))
+    encoded = [os.fsencode(os.path.join(folder, name)) for folder, name in zip(folders, names, strict=True)]
     return SampleIndex(
         source,
         np.frombuffer(b"".join(encoded), dtype=np.uint8),
         np.cumsum([len(path) for path in encoded], dtype=np.int64),
         np.asarray(labels, dtype=np.int32),
         tuple(classes),
+        digest.hexdigest()[:16],
     )
 
 
@@ -144,18 +147,18 @@ def _scan_folder(path: Path) -> tuple[SampleIndex, list[tuple[str, int]]]:
     classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise DataError(f"{path}: no class folders; expected {path}/<class>/<picture>")
-    paths: list[str] = []
+    names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        before = len(paths)
-        for folder, folders, files in sorted(os.walk(path / name, followlinks=True)):
+        before = len(names)
+        for folder, _, files in sorted(os.walk(path / name, followlinks=True)):
             stamps.append((folder, os.stat(folder).st_mtime_ns))
-            folders.sort()
-            paths += [os.path.join(folder, f) for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
-        if len(paths) == before:
+            inside = os.path.relpath(folder, path)
+            names += [os.path.join(inside, f) for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
+        if len(names) == before:
             raise DataError(f"{path / name}: no pictures in this class folder; fill it or remove it")
-        labels += [label] * (len(paths) - before)
-    return _pack(str(path), paths, labels, classes), stamps
+        labels += [label] * (len(names) - before)
+    return _pack(str(path), names, [str(path)] * len(names), labels, classes), stamps
 
 
 def _relabel(index: SampleIndex, classes: Sequence[str]) -> SampleIndex:
@@ -175,30 +178,31 @@ def _read_list(path: Path, root: Path) -> tuple[SampleIndex, list[tuple[str, int
     """A list of `path label` lines; a path starts at the list's folder or at the data set's root."""
     stamps = [(str(path), path.stat().st_mtime_ns)]
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # splitlines would cut at odd characters in names
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot read the list: it must be a text file in UTF-8") from error
     starts = [path.parent] if path.parent == root else [path.parent, root]
-    paths: list[str] = []
+    names: list[str] = []
+    folders: list[str] = []
     labels: list[int] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, _, label = line.rstrip().rpartition(" ")
-        if "\t" in line:
-            name, _, label = line.rstrip().rpartition("\t")
-        if not name.strip() or not label.isascii() or not label.isdigit() or int(label) >= 2**31:
+        match = _LIST_LINE.fullmatch(line)
+        if match is None:
             raise DataError(
                 f"{path} line {number}: expected `path label` with a label of 0 or more, got {line.strip()!r}"
             )
-        found = next((p for start in starts if os.path.isfile(p := os.path.join(start, name.strip()))), None)
+        name = match["path"]
+        found = next((start for start in starts if os.path.isfile(os.path.join(start, name))), None)
         if found is None:
-            raise DataError(f"{path} line {number}: no file {name.strip()} in {' or '.join(map(str, starts))}")
-        paths.append(found)
-        labels.append(int(label))
-    if not paths:
+            raise DataError(f"{path} line {number}: no file {name} in {' or '.join(map(str, starts))}")
+        names.append(name)
+        folders.append(str(found))
+        labels.append(int(match["label"]))
+    if not names:
         raise DataError(f"{path}: the list is empty; expected `path label` lines")
-    return _pack(str(path), paths, labels, ()), stamps
+    return _pack(str(path), names, folders, labels, ()), stamps
 
 
 def _read_class_names(list_file: Path) -> tuple[str, ...]:
@@ -228,23 +232,29 @@ def _read_cache(file: Path) -> SampleIndex | None:
             if any(os.stat(name).st_mtime_ns != changed_ns for name, changed_ns in meta["stamps"]):
                 return None
             return SampleIndex(
-                meta["source"], arrays["paths"], arrays["ends"], arrays["labels"], tuple(meta["classes"])
+                meta["source"],
+                arrays["paths"],
+                arrays["ends"],
+                arrays["labels"],
+                tuple(meta["classes"]),
+                meta["fingerprint"],
             )
-    except (OSError, ValueError, KeyError, EOFError, TypeError):
+    except Exception:  # a damaged archive makes zipfile and numpy raise anything; it costs a scan, nothing else
         return None
-    except Exception as error:  # zipfile raises errors of its own for a damaged archive
-        if type(error).__module__ in ("zipfile", "zlib"):
-            return None
-        raise
 
 
 def _write_cache(file: Path, index: SampleIndex, stamps: list[tuple[str, int]]) -> None:
-    meta = {"format": _FORMAT, "source": index.source, "classes": index.classes, "stamps": stamps}
+    meta = {
+        "format": _FORMAT,
+        "source": index.source,
+        "classes": index.classes,
+        "fingerprint": index.fingerprint,
+        "stamps": stamps,
+    }
     meta_bytes = np.frombuffer(json.dumps(meta).encode("utf-8", "surrogateescape"), dtype=np.uint8)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-            np.savez(temporary, meta=meta_bytes, paths=index.paths, ends=index.ends, labels=index.labels)
-        os.replace(temporary.name, file)
+        with replacing(file) as temporary, temporary.open("wb") as archive:
+            np.savez(archive, meta=meta_bytes, paths=index.paths, ends=index.ends, labels=index.labels)
     except OSError:
         return  # a cache that cannot be written costs a scan at the next start, nothing else

@@ -183,7 +183,7 @@ class EvalLoader:
     @property
     def num_samples(self) -> int:
         """Pictures that all processes read together."""
-        return min(len(self.pictures.index), self.limit or len(self.pictures.index))
+        return len(self.pictures.index) if self.limit is None else min(self.limit, len(self.pictures.index))
 
     def __iter__(self) -> Iterator[Batch]:
         loader = _create_loader(

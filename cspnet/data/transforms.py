@@ -79,6 +79,13 @@ class TrainTransform:
         return pixels[:, ::-1] if flip else pixels
 
 
+def _limit_aspect(image: Image.Image, aspect: int = 16) -> Image.Image:
+    """The middle of a picture more than `aspect` times as long as wide: resized whole, it could fill the memory."""
+    width, height = min(image.width, aspect * image.height), min(image.height, aspect * image.width)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
+
+
 @dataclass(frozen=True)
 class EvalTransform:
     """Shorter side to size_px / crop_ratio (rounded down), then the centre."""
@@ -90,6 +97,7 @@ class EvalTransform:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
         shorter_px = max(self.size_px, math.floor(self.size_px / self.crop_ratio))
+        image = _limit_aspect(image)
         image = resize(image, resized_size(image.width, image.height, shorter_px), self.interpolation)
         left, top = round((image.width - self.size_px) / 2), round((image.height - self.size_px) / 2)
         return np.asarray(image.crop((left, top, left + self.size_px, top + self.size_px)))

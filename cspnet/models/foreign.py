@@ -27,7 +27,7 @@ def create_foreign_model(
         if library == "timm":
             return _create_timm(bare_name, num_classes, features_only, out_indices, options)
         return _create_torchvision(bare_name, num_classes, features_only, options)
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"model {name}: {library} cannot build it: {reason}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -116,9 +117,18 @@ def _override(name: str, spec: NetworkSpec, overrides: dict[str, Any]) -> Networ
         accepted = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(value, accepted) or isinstance(value, bool) is not isinstance(default, bool):
             raise ModelError(f"model {name}: option {key}={value!r}: expected {type(default).__name__}")
-    if not 0 <= overrides.get("drop_rate", spec.drop_rate) < 1:
-        raise ModelError(f"model {name}: drop_rate={overrides['drop_rate']}: use a number from 0 up to, not with, 1")
-    return replace(spec, **overrides)
+    changed = replace(spec, **overrides)
+    widths = [width for stage in spec.stages for width in (stage.down_chs, stage.mid_chs)]
+    for key, is_possible, expected in (
+        ("drop_rate", 0 <= changed.drop_rate < 1, "a number from 0 up to, not with, 1"),
+        ("bn_momentum", 0 < changed.bn_momentum <= 1, "a number above 0, up to 1"),
+        ("leaky_slope", math.isfinite(changed.leaky_slope), "a finite number"),
+        ("in_chs", changed.in_chs >= 1, "a number from 1 on"),
+        ("groups", changed.groups >= 1 and not any(w % changed.groups for w in widths), "a divisor of all widths"),
+    ):
+        if not is_possible:
+            raise ModelError(f"model {name}: {key}={overrides[key]!r}: use {expected}")
+    return changed
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
@@ -146,6 +156,10 @@ def create_model(
     Raises:
         ModelError: unknown name or option.
     """
+    if not features_only and out_indices is not None:
+        raise ModelError(f"model {name}: out_indices needs features_only=True")
+    if num_classes < 1:
+        raise ModelError(f"model {name}: num_classes={num_classes}: use a number from 1 on")
     if name.startswith(FOREIGN_PREFIXES):
         return create_foreign_model(name, num_classes, features_only, out_indices, overrides)
     if name not in ZOO:
@@ -154,4 +168,9 @@ def create_model(
             f"unknown model {name}{_nearest(name, list(ZOO))} (known: {', '.join(list_models())}, {prefixes})"
         )
     spec = _override(name, ZOO[name].spec, overrides)
-    return CspNetFeatures(spec, out_indices) if features_only else CspNet(spec, num_classes)
+    if not features_only:
+        return CspNet(spec, num_classes)
+    try:
+        return CspNetFeatures(spec, out_indices)
+    except ValueError as error:
+        raise ModelError(f"model {name}: {error}") from error

@@ -7,6 +7,7 @@ Keys are dotted (`optim.lr`). YAML is read here and nowhere else.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -70,6 +71,9 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node))  # a leading zero does not make it octal
+
 
 _NUMBERS_AND_WORDS = {
     "tag:yaml.org,2002:bool": (r"true|false|True|False|TRUE|FALSE", "tTfF"),
@@ -80,13 +84,19 @@ _NUMBERS_AND_WORDS = {
     ),
 }
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, (_pattern, _first) in _NUMBERS_AND_WORDS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that the loader would take for something else."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _sections() -> dict[str, Any]:
@@ -130,7 +140,7 @@ def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if name in known:  # a dotted key, written out
-            flat[name] = value
+            entries = {name: value}
         elif name not in sections:
             _raise_unknown(where, name)
         elif value is None:
@@ -138,10 +148,13 @@ def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif not isinstance(value, Mapping):
             raise RecipeError(f"{where}: {name}: expected a section with keys below it, got {value!r}")
         else:
-            for key, leaf in value.items():
-                if f"{name}.{key}" not in known:
-                    _raise_unknown(where, f"{name}.{key}")
-                flat[f"{name}.{key}"] = leaf
+            entries = {f"{name}.{key}": leaf for key, leaf in value.items()}
+        for key, leaf in entries.items():
+            if key not in known:
+                _raise_unknown(where, key)
+            if key in flat:
+                raise RecipeError(f"{where}: {key}: is given twice")
+            flat[key] = leaf
     return flat
 
 
@@ -157,10 +170,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise RecipeError(f"{path}: cannot read the recipe: {reason}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except Exception as error:  # tags that do not fit their value make PyYAML raise anything
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        raise RecipeError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error or type(error).__name__).split())
+        raise RecipeError(f"{path}:{line} not valid YAML: {problem}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -186,7 +200,7 @@ def parse_value(text: str) -> Any:
     """A command-line value read as YAML would read it: 0.1, true, null, [1, 2], {a: 1}, or the text itself."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
+    except Exception:  # whatever it is, it is not YAML; the field's type decides about it
         return text
 
 
@@ -262,7 +276,9 @@ def recipe_to_values(recipe: Recipe) -> dict[str, Any]:
 
 def _inline(value: Any) -> str:
     """A value as YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**9).split("\n")[0]
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True)
+    lines = text.removesuffix("...\n").splitlines()
+    return lines[0] if len(lines) == 1 else json.dumps(value)  # JSON is YAML, and knows how to write line breaks
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:

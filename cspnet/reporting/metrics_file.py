@@ -18,8 +18,8 @@ __all__ = ["MetricsFile", "SummaryFile"]
 COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
 
 
-def _keep_lines(path: Path, lines: list[str]) -> None:
-    write_atomically(path, "".join(lines).encode())
+def _keep_lines(path: Path, lines: list[bytes]) -> None:
+    write_atomically(path, b"".join(lines))
 
 
 class MetricsFile:
@@ -31,7 +31,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         _keep_lines(path, [line for line in lines if _step_of(line) <= step])
         self.file = path.open("a", encoding="utf-8")
 
@@ -45,10 +45,10 @@ class MetricsFile:
         self.file.close()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a record; infinity for a line that was cut short."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
     except (ValueError, KeyError, TypeError):
         return float("inf")
 
@@ -62,13 +62,9 @@ class SummaryFile:
     """
 
     def __init__(self, path: Path, epochs: int) -> None:
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.exists() else []
-        kept = [
-            row
-            for row in rows
-            if row.endswith("\n") and row.split(",")[0].isdigit() and int(row.split(",")[0]) < epochs
-        ]
-        _keep_lines(path, [",".join(COLUMNS) + "\n", *kept])
+        rows = path.read_bytes().splitlines(keepends=True)[1:] if path.exists() else []
+        kept = [row for row in rows if _epoch_of(row) < epochs]
+        _keep_lines(path, [",".join(COLUMNS).encode() + b"\n", *kept])
         self.path = path
 
     def write(self, row: dict[str, Any]) -> None:
@@ -77,3 +73,9 @@ class SummaryFile:
         csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text.getvalue())
+
+
+def _epoch_of(row: bytes) -> float:
+    """The epoch of a row; infinity for a row that was cut short."""
+    epoch = row.split(b",")[0]
+    return int(epoch) if row.endswith(b"\n") and epoch.isdigit() else float("inf")

@@ -20,12 +20,12 @@ def _key(seed: int, purpose: str) -> int:
 
 
 def generator_at(seed: int, purpose: str, *address: int) -> np.random.Generator:
-    """A generator for one purpose at one address of up to three integers in [0, 2**64).
+    """A generator for one purpose at one address of up to three integers in [0, 2**64); trailing zeros do not count.
 
     Every address has 2**64 blocks of draws of its own: the address fills the upper words of Philox' 256-bit counter.
     """
-    if len(address) > 3:
-        raise ValueError(f"an address has at most 3 numbers, got {address}")
+    if len(address) > 3 or not all(0 <= number < 1 << 64 for number in address):
+        raise ValueError(f"an address has at most 3 numbers in [0, 2**64), got {address}")
     counter = sum(number << 64 * (i + 1) for i, number in enumerate(address))
     return np.random.Generator(np.random.Philox(key=_key(seed, purpose), counter=counter))
 

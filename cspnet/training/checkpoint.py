@@ -22,6 +22,10 @@ from cspnet.weights.files import checksum_file, hash_file, read_tensors
 __all__ = ["FORMAT", "find_checkpoint", "holds_checkpoints", "newest_step", "read_checkpoint", "save_checkpoint"]
 
 FORMAT = 1
+_PARTS = (
+    *("arch", "num_classes", "classes", "recipe", "eval_cfg", "global_batch_size", "data"),
+    *("state_dict", "state_dict_ema", "optimizer", "scaler", "progress", "ranks"),
+)
 _STEP_NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -44,15 +48,15 @@ def save_checkpoint(folder: Path, content: dict[str, Any], *, step: int, is_best
         _write_checksums(path, {digest})
         for name in ("last.pt", "best.pt") if is_best else ("last.pt",):
             _publish(path, folder / name, digest)
+        for _, old in _list_steps(folder)[keep:]:
+            old.unlink(missing_ok=True)
+            checksum_file(old).unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError when the disk is full
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise RunFolderError(
             f"{path}: cannot write the checkpoint: {reason}; the earlier ones are untouched: "
             "make room and continue with --resume auto"
         ) from error
-    for _, old in _list_steps(folder)[keep:]:
-        old.unlink(missing_ok=True)
-        checksum_file(old).unlink(missing_ok=True)
     return path
 
 
@@ -112,6 +116,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: {what}: a run cannot be resumed from it; to start from weights, use --pretrained"
         )
+    lacking = [key for key in _PARTS if key not in content]
+    if lacking:
+        raise CheckpointError(f"{path}: not a whole checkpoint: it lacks {lacking[0]}")
     return content
 
 

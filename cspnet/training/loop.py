@@ -13,6 +13,7 @@ while the run is not over:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from cspnet.data.loader import Batch, TrainLoader
 from cspnet.data.mixing import cutmix, soft_targets
 from cspnet.data.sampler import BatchPlan
-from cspnet.errors import DataError
+from cspnet.errors import DataError, TrainingError
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.run_report import BadImageLog, RunReport
@@ -47,7 +48,6 @@ class Run:
     """The raw model, or its data-parallel view."""
     recipe: Recipe
     num_classes: int
-    plan: BatchPlan
     loader: TrainLoader
     prepare: Callable[[Tensor], Tensor]
     lr_at: Callable[[int], float]
@@ -63,6 +63,11 @@ class Run:
     """None saves nothing (a dry run)."""
     checkpoint_header: dict[str, Any]
     """What a checkpoint holds besides the state: recipe, geometry, class names, versions."""
+
+    @property
+    def plan(self) -> BatchPlan:
+        """How the pictures are shared out."""
+        return self.loader.plan
 
     @property
     def epochs(self) -> int:
@@ -164,6 +169,7 @@ def _log(run: Run, clock: _Clock, steps_in_epoch: int) -> None:
     progress = run.state.progress
     sums = sum_over_ranks(run.world, run.state.window.values.clone())
     loss_sum, correct1, correct5, count = sums.tolist()  # host sync: once a record
+    _check_finite(run, [loss_sum])
     run.state.window.reset()
     elapsed_s = clock.elapsed_s
     record = {
@@ -187,11 +193,21 @@ def _log(run: Run, clock: _Clock, steps_in_epoch: int) -> None:
     clock.restart()
 
 
+def _check_finite(run: Run, sums: list[float]) -> None:
+    """Stop before a broken network is saved over good ones; the sums are those of all processes, or of each."""
+    if not all(map(math.isfinite, sums)):
+        raise TrainingError(
+            f"the loss is not finite any more at step {run.state.progress.step}; the checkpoints are from before: "
+            "go on from one with --resume auto and a lower --lr, a longer warm-up, --clip-grad or --precision fp32"
+        )
+
+
 def _end_epoch(run: Run) -> None:
     """Validate, write the epoch's record, save."""
     progress, cfg = run.state.progress, run.recipe
     is_last = progress.step >= run.total_steps
     loss_sum, correct1, _, count = sum_over_ranks(run.world, run.state.epoch_sums.values.clone()).tolist()  # host sync
+    _check_finite(run, [loss_sum])
     record: dict[str, Any] = {
         "step": progress.step,
         "epoch": progress.epoch,
@@ -236,6 +252,7 @@ def _end_epoch(run: Run) -> None:
 def _save(run: Run, *, is_best: bool) -> None:
     """A checkpoint, written by the first process with what the others have for themselves."""
     ranks = gather_objects(run.world, run.state.rank_to_dict())
+    _check_finite(run, [share[name][0] for share in ranks for name in ("window", "epoch_sums")])
     if run.checkpoints is None or not run.world.is_main:
         return
     content = {**run.checkpoint_header, **run.state.to_dict(), "ranks": ranks}

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from cspnet.errors import ModelError
 from cspnet.evaluation.metrics import count_correct
 from cspnet.optim.losses import soft_cross_entropy
 from cspnet.training.state import TrainState
@@ -46,6 +47,10 @@ def train_step(
         with network.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
             with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32):
                 logits = network(images)
+            if not isinstance(logits, Tensor):
+                raise ModelError(
+                    f"{type(state.model).__name__} returns a {type(logits).__name__} in training, not logits"
+                )
             loss = soft_cross_entropy(logits, targets)
             state.scaler.scale(loss / accumulate).backward()
         n = len(images)

@@ -1,4 +1,4 @@
-"""Sizes of data sets around whole numbers of batches: with W processes and batches of 2, N*W - 1, N*W, N*W + 1; and 1."""
+"""Sizes of data sets: one, and for W processes and batches of N, around two whole rounds of N*W."""
 
 BATCH_SIZE = 2
 SIZES = sorted({1} | {2 * BATCH_SIZE * world + off for world in (1, 2, 3) for off in (-1, 0, 1)})

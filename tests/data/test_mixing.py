@@ -1,0 +1,162 @@
+"""Normalisation, soft targets and CutMix against torchvision, torch and loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision import transforms
+
+from cspnet.data.mixing import Normalizer, cutmix, cutmix_box, soft_targets
+from cspnet.runtime.random import generator_at
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CPU = torch.device("cpu")
+
+
+def draw_pictures(batch: int, height: int, width: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.0,) * 3, (1.0,) * 3)])
+def test_normalizer_is_to_tensor_and_normalize(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    images = draw_pictures(4, 16, 24)
+    images[0, :, :, :] = torch.arange(256).view(16, 16, 1).repeat(1, 2, 1)[:, :24].to(torch.uint8)
+    untouched = images.clone()
+    reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    expected = torch.stack([reference(Image.fromarray(image.numpy())) for image in images])
+    out = Normalizer(mean, std, CPU)(images)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+    assert torch.equal(images, untouched)
+
+
+def test_normalizer_chooses_the_memory_order() -> None:
+    images = draw_pictures(4, 16, 24)
+    nhwc, nchw = (Normalizer(MEAN, STD, CPU, channels_last)(images) for channels_last in (True, False))
+    assert nhwc.is_contiguous(memory_format=torch.channels_last) and not nhwc.is_contiguous()
+    assert nchw.is_contiguous()
+    assert torch.equal(nhwc, nchw)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("num_classes", [2, 7, 1000])
+def test_soft_targets_are_torchs_label_smoothing(smoothing: float, num_classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, num_classes, generator=generator)
+    targets = torch.randint(num_classes, (16,), generator=generator)
+    soft = soft_targets(targets, num_classes, smoothing)
+    assert soft.shape == (16, num_classes)
+    assert soft.dtype == torch.float32
+    torch.testing.assert_close(soft.sum(1), torch.ones(16))
+    assert torch.equal(soft.argmax(1), targets)
+    for reduction in ("mean", "none"):
+        expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction=reduction)
+        torch.testing.assert_close(F.cross_entropy(logits, soft, reduction=reduction), expected)
+
+
+def numbered_pixels(batch: int, height: int, width: int) -> torch.Tensor:
+    """Pictures in which every value occurs once in the whole batch."""
+    return torch.arange(batch * 3 * height * width, dtype=torch.float32).view(batch, 3, height, width)
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(2, 12, 12), (5, 9, 14), (3, 16, 7)])
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_cutmix_pastes_one_box_of_the_neighbour_and_weighs_it_by_its_pixels(
+    batch: int, height: int, width: int, alpha: float
+) -> None:
+    original, targets = numbered_pixels(batch, height, width), torch.eye(batch)
+    mixed_batches = 0
+    for step in range(40):
+        images, soft = cutmix(original.clone(), targets.clone(), generator_at(0, "mix", step), alpha=alpha, prob=1.0)
+        places = []
+        for n in range(batch):
+            neighbour = (n - 1) % batch
+            pasted = []
+            for y in range(height):
+                for x in range(width):
+                    if torch.equal(images[n, :, y, x], original[n, :, y, x]):
+                        continue
+                    assert torch.equal(images[n, :, y, x], original[neighbour, :, y, x])
+                    pasted.append((y, x))
+            expected = torch.zeros(batch)
+            expected[n] += 1 - len(pasted) / (height * width)
+            expected[neighbour] += len(pasted) / (height * width)
+            torch.testing.assert_close(soft[n], expected, rtol=0, atol=1e-6)
+            places.append(pasted)
+        assert all(place == places[0] for place in places)
+        if places[0]:
+            mixed_batches += 1
+            rows, columns = (sorted(set(axis)) for axis in zip(*places[0], strict=True))
+            assert rows == list(range(rows[0], rows[-1] + 1))
+            assert columns == list(range(columns[0], columns[-1] + 1))
+            assert len(places[0]) == len(rows) * len(columns)
+    assert mixed_batches > 10
+
+
+def test_cutmix_follows_the_generator_alone() -> None:
+    def mix(step: int) -> torch.Tensor:
+        return cutmix(numbered_pixels(4, 32, 32), torch.eye(4), generator_at(1, "mix", step), alpha=1.0, prob=1.0)[0]
+
+    torch.manual_seed(0)
+    first = [mix(step) for step in range(5)]
+    torch.manual_seed(1)
+    again = [mix(step) for step in range(5)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize(("alpha", "prob"), [(0.0, 1.0), (1.0, 0.0)])
+def test_cutmix_can_be_off(alpha: float, prob: float) -> None:
+    original, targets = numbered_pixels(4, 8, 8), soft_targets(torch.arange(4), 4, 0.1)
+    for step in range(50):
+        images, soft = cutmix(original.clone(), targets.clone(), generator_at(0, "mix", step), alpha=alpha, prob=prob)
+        assert torch.equal(images, original)
+        assert torch.equal(soft, targets)
+
+
+def test_cutmix_mixes_the_share_of_batches_it_is_told_to() -> None:
+    draws, prob, mixed = 3000, 0.3, 0
+    original = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 64, 64)
+    for step in range(draws):
+        images, _ = cutmix(original.clone(), torch.eye(2), generator_at(2, "mix", step), alpha=1.0, prob=prob)
+        mixed += not torch.equal(images, original)
+    # A box may be empty, with alpha 1 and 64 px in about one batch of a thousand.
+    assert abs(mixed - draws * prob) < 5 * math.sqrt(draws * prob * (1 - prob))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cutmix_keeps_targets_probabilities(smoothing: float) -> None:
+    targets = soft_targets(torch.randint(10, (8,), generator=torch.Generator().manual_seed(0)), 10, smoothing)
+    for step in range(50):
+        _, soft = cutmix(torch.rand(8, 3, 16, 16), targets.clone(), generator_at(3, "mix", step), alpha=1.0, prob=1.0)
+        assert soft.min() >= 0
+        torch.testing.assert_close(soft.sum(1), torch.ones(8), rtol=0, atol=1e-6)
+        torch.testing.assert_close(soft.sum(0), targets.sum(0))
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_cutmix_boxes_are_those_of_the_paper(alpha: float) -> None:
+    """Algorithm A1 of arXiv 1905.04899, in real numbers, draws boxes of the same distribution."""
+    height, width, draws = 200, 300, 4000
+    rng = np.random.default_rng(5)
+    ours, theirs = [], []
+    for i in range(draws):
+        top, bottom, left, right = cutmix_box(generator_at(4, "mix", i), height, width, alpha)
+        assert 0 <= top <= bottom <= height
+        assert 0 <= left <= right <= width
+        ours.append(((bottom - top) * (right - left) / (height * width), (top + bottom) / 2, (left + right) / 2))
+        cut = math.sqrt(1 - rng.beta(alpha, alpha))
+        y, x = rng.uniform(0, height), rng.uniform(0, width)
+        y1, y2 = np.clip([y - height * cut / 2, y + height * cut / 2], 0, height)
+        x1, x2 = np.clip([x - width * cut / 2, x + width * cut / 2], 0, width)
+        theirs.append(((y2 - y1) * (x2 - x1) / (height * width), (y1 + y2) / 2, (x1 + x2) / 2))
+    # Whole pixels against real numbers: compare the shares below thresholds that lie far apart.
+    for i, (size, rounding) in enumerate(((1, 0.01), (height, 0.005), (width, 0.005))):
+        for threshold in np.linspace(0.05, 0.95, 19) * size:
+            a, b = (np.mean([draw[i] < threshold for draw in draws_of]) for draws_of in (ours, theirs))
+            assert abs(a - b) < 2.47 * math.sqrt(2 / draws) + rounding, (i, threshold)

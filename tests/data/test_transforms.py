@@ -1,0 +1,216 @@
+"""Geometry against torchvision's on the same PIL pictures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as tvf
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from cspnet.data.decode import crop_resize
+from cspnet.data.transforms import EvalTransform, TrainTransform, build_train_transform, random_resized_box
+from cspnet.recipe.schema import DataRecipe
+from cspnet.runtime.random import generator_at
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+SIZES = ((1, 1), (1, 9), (9, 1), (37, 100), (100, 37), (64, 64), (73, 73), (74, 75), (256, 255), (333, 500), (500, 333))
+SCALE, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+def draw_picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def train_transform(**changes: object) -> TrainTransform:
+    values = {"size_px": 32, "crop": "random_resized", "scale": SCALE, "aspect": ASPECT, "pad_px": 4}
+    return TrainTransform(**{**values, "flip_prob": 0.5, "interpolation": "bilinear", **changes})
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(("size_px", "crop_ratio"), [(64, 0.875), (33, 0.95), (50, 1.0), (20, 0.3)])
+def test_eval_transform_is_resize_and_center_crop(size_px: int, crop_ratio: float, interpolation: str) -> None:
+    reference = transforms.Compose(
+        [
+            transforms.Resize(math.floor(size_px / crop_ratio), InterpolationMode(interpolation)),
+            transforms.CenterCrop(size_px),
+        ]
+    )
+    transform = EvalTransform(size_px, crop_ratio, interpolation)
+    for width, height in SIZES:
+        image = draw_picture(width, height)
+        pixels = transform(image)
+        assert pixels.dtype == np.uint8
+        assert np.array_equal(pixels, np.asarray(reference(image))), (width, height)
+
+
+@pytest.mark.parametrize("crop_ratio", [0.875, 0.9, 0.95, 0.96, 1.0])
+@pytest.mark.parametrize("size_px", [8, 96, 160, 176, 224, 288])
+def test_eval_transform_takes_the_same_centre_for_every_aspect_ratio(size_px: int, crop_ratio: float) -> None:
+    """The picture's pixels name their places, and nearest keeps them: rounding differs nowhere."""
+    reference = transforms.Compose(
+        [
+            transforms.Resize(math.floor(size_px / crop_ratio), InterpolationMode.NEAREST),
+            transforms.CenterCrop(size_px),
+        ]
+    )
+    transform = EvalTransform(size_px, crop_ratio, "nearest")
+    for width, height in ((251, 125), (125, 251), (199, 200), (200, 201), (120, 355)):
+        y, x = np.mgrid[:height, :width]
+        image = Image.fromarray(np.stack([y % 256, x % 256, y // 256 * 16 + x // 256], axis=-1).astype(np.uint8))
+        assert np.array_equal(transform(image), np.asarray(reference(image))), (width, height)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_crop_resize_is_resized_crop(interpolation: str) -> None:
+    for seed, (width, height) in enumerate(SIZES):
+        image = draw_picture(width, height)
+        rng = np.random.default_rng(seed)
+        for _ in range(5):
+            left, top, right, bottom = random_resized_box(rng, width, height, SCALE, ASPECT)
+            pixels = np.asarray(crop_resize(image, (left, top, right, bottom), (40, 24), interpolation))
+            reference = tvf.resized_crop(
+                image, top, left, bottom - top, right - left, [24, 40], InterpolationMode(interpolation)
+            )
+            assert np.array_equal(pixels, np.asarray(reference))
+
+
+def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference of two empirical distribution functions."""
+    values = np.concatenate([a, b])
+    below = [np.searchsorted(np.sort(x), values, side="right") / len(x) for x in (a, b)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale", "aspect"),
+    [
+        (500, 375, SCALE, ASPECT),
+        (300, 700, (0.25, 1.0), (0.5, 2.0)),
+        (400, 100, (0.3, 1.0), ASPECT),
+    ],
+)
+def test_boxes_are_distributed_as_torchvisions(
+    width: int, height: int, scale: tuple[float, float], aspect: tuple[float, float]
+) -> None:
+    draws = 5000
+    ours = np.array(
+        [random_resized_box(generator_at(3, "augment", 0, i), width, height, scale, aspect) for i in range(draws)]
+    )
+    torch.manual_seed(4)
+    image = Image.new("L", (width, height))
+    params = [transforms.RandomResizedCrop.get_params(image, list(scale), list(aspect)) for _ in range(draws)]
+    theirs = np.array([(left, top, left + w, top + h) for top, left, h, w in params])
+    measures = {
+        "area": lambda box: (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / (width * height),
+        "log aspect": lambda box: np.log((box[:, 2] - box[:, 0]) / (box[:, 3] - box[:, 1])),
+        "left": lambda box: box[:, 0],
+        "top": lambda box: box[:, 1],
+        "right": lambda box: box[:, 2],
+        "bottom": lambda box: box[:, 3],
+    }
+    for name, measure in measures.items():
+        # Two samples of one distribution are further apart than this once in a hundred thousand times.
+        assert ks_distance(measure(ours), measure(theirs)) < 2.47 * math.sqrt(2 / draws), name
+
+
+@pytest.mark.parametrize("scale", [SCALE, (1e-6, 1e-5), (1.0, 1.0)])
+@pytest.mark.parametrize("aspect", [ASPECT, (1.0, 1.0), (0.01, 100.0)])
+def test_boxes_lie_inside_the_picture(scale: tuple[float, float], aspect: tuple[float, float]) -> None:
+    sizes = ((1, 1), (1, 2), (2, 1), (1, 3000), (3000, 1), (2, 3), (3, 500), (5000, 7), (224, 224))
+    for width, height in sizes:
+        for i in range(60):
+            box = random_resized_box(generator_at(1, "augment", i), width, height, scale, aspect)
+            left, top, right, bottom = box
+            assert all(type(value) is int for value in box)
+            assert 0 <= left < right <= width, (width, height, box)
+            assert 0 <= top < bottom <= height, (width, height, box)
+
+
+@pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (999, 31), (31, 998), (64, 48), (7, 6)])
+@pytest.mark.parametrize("aspect", [(1.0, 1.0), ASPECT, (2.0, 3.0)])
+def test_when_nothing_fits_the_centre_is_torchvisions(size: tuple[int, int], aspect: tuple[float, float]) -> None:
+    width, height = size
+    scale = (4.0, 4.0)  # four times the picture never fits
+    left, top, right, bottom = random_resized_box(np.random.default_rng(0), width, height, scale, aspect)
+    reference = transforms.RandomResizedCrop.get_params(Image.new("L", size), list(scale), list(aspect))
+    assert (top, left, bottom - top, right - left) == reference
+
+
+def test_random_pad_takes_every_window_of_the_padded_picture_alike() -> None:
+    size_px, pad_px = 8, 2
+    image = draw_picture(size_px, size_px)
+    padded = np.pad(np.asarray(image), ((pad_px, pad_px), (pad_px, pad_px), (0, 0)))
+    windows = {}
+    for top in range(2 * pad_px + 1):
+        for left in range(2 * pad_px + 1):
+            window = padded[top : top + size_px, left : left + size_px]
+            windows[window.tobytes()] = (top, left, False)
+            windows[window[:, ::-1].tobytes()] = (top, left, True)
+    assert len(windows) == 2 * (2 * pad_px + 1) ** 2
+    transform = train_transform(size_px=size_px, crop="random_pad", pad_px=pad_px)
+    counts = dict.fromkeys(windows.values(), 0)
+    draws = 5000
+    for i in range(draws):
+        counts[windows[transform(image, generator_at(5, "augment", 0, i)).tobytes()]] += 1
+    expected = draws / len(windows)
+    assert max(abs(count - expected) for count in counts.values()) < 5 * math.sqrt(expected)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("size", [(32, 32), (60, 41), (1, 5)])
+def test_random_pad_resizes_first(size: tuple[int, int], interpolation: str) -> None:
+    image = draw_picture(*size)
+    transform = train_transform(crop="random_pad", pad_px=0, flip_prob=0.0, interpolation=interpolation)
+    reference = tvf.resize(image, [32, 32], InterpolationMode(interpolation))
+    assert np.array_equal(transform(image, np.random.default_rng(0)), np.asarray(reference))
+
+
+@pytest.mark.parametrize(("flip_prob", "tolerance"), [(0.0, 0.0), (0.2, 5.0), (0.5, 5.0), (1.0, 0.0)])
+def test_flip_frequency(flip_prob: float, tolerance: float) -> None:
+    image = draw_picture(8, 8)
+    pixels = np.asarray(image)
+    transform = train_transform(size_px=8, crop="random_pad", pad_px=0, flip_prob=flip_prob)
+    draws, flips = 4000, 0
+    for i in range(draws):
+        out = transform(image, generator_at(6, "augment", i))
+        flipped = np.array_equal(out, pixels[:, ::-1])
+        assert flipped or np.array_equal(out, pixels)
+        flips += flipped
+    assert abs(flips - draws * flip_prob) <= tolerance * math.sqrt(draws * flip_prob * (1 - flip_prob))
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "random_pad"])
+def test_train_transform_is_a_function_of_its_generator(crop: str) -> None:
+    image, transform = draw_picture(50, 40), train_transform(crop=crop)
+    outs = [transform(image, generator_at(0, "augment", 0, i)) for i in (1, 2, 1)]
+    assert all(out.shape == (32, 32, 3) and out.dtype == np.uint8 for out in outs)
+    assert np.array_equal(outs[0], outs[2])
+    assert not np.array_equal(outs[0], outs[1])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (9, 9)])
+@pytest.mark.parametrize("crop", ["random_resized", "random_pad"])
+def test_train_transform_takes_pictures_of_any_size(crop: str, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (10, 200, 90))
+    out = train_transform(crop=crop, pad_px=0)(image, np.random.default_rng(0))
+    assert np.array_equal(out, np.full((32, 32, 3), (10, 200, 90), dtype=np.uint8))
+
+
+def test_the_recipe_reaches_the_transform() -> None:
+    cfg = DataRecipe(
+        train_px=48,
+        train_crop="random_pad",
+        train_scale=(0.2, 0.7),
+        train_aspect=(0.5, 1.5),
+        pad_px=3,
+        flip_prob=0.1,
+        train_interpolation="bicubic",
+        val_interpolation="nearest",
+    )
+    assert build_train_transform(cfg) == TrainTransform(48, "random_pad", (0.2, 0.7), (0.5, 1.5), 3, 0.1, "bicubic")

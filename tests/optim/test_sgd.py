@@ -1,0 +1,103 @@
+"""SGD's parameter groups, and its update against one written out in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from cspnet.models import create_model
+from cspnet.optim.sgd import build_optimizer, peak_lr
+from cspnet.recipe.schema import OptimRecipe
+
+MODELS = {
+    "cspnet": lambda: create_model("cspdarknet_tiny", num_classes=3),
+    "torchvision": lambda: torchvision.models.resnet18(num_classes=3),
+}
+
+
+def names_by_decay(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[float, set[str]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups: dict[float, set[str]] = {}
+    for group in optimizer.param_groups:
+        groups.setdefault(group["weight_decay"], set()).update(names[id(p)] for p in group["params"])
+    listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(listed) == len(set(listed))
+    return groups
+
+
+@pytest.mark.parametrize("create", MODELS.values(), ids=MODELS)
+def test_everything_decays_by_default(create: object) -> None:
+    model = create()
+    optimizer = build_optimizer(model, OptimRecipe(weight_decay=0.01))
+    assert names_by_decay(model, optimizer) == {0.01: {name for name, _ in model.named_parameters()}}
+
+
+@pytest.mark.parametrize("create", MODELS.values(), ids=MODELS)
+def test_norms_and_biases_can_be_spared(create: object) -> None:
+    model = create()
+    spared = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            spared |= {f"{path}.weight", f"{path}.bias"}
+    optimizer = build_optimizer(model, OptimRecipe(weight_decay=0.01, decay_norm_and_bias=False))
+    every = {name for name, _ in model.named_parameters()}
+    assert names_by_decay(model, optimizer) == {0.01: every - spared, 0.0: spared}
+
+
+def test_a_norm_without_a_telling_name_is_spared() -> None:
+    model = torchvision.models.resnet18()
+    optimizer = build_optimizer(model, OptimRecipe(weight_decay=0.01, decay_norm_and_bias=False))
+    groups = names_by_decay(model, optimizer)
+    assert {"layer2.0.downsample.1.weight", "layer2.0.downsample.1.bias", "fc.bias"} <= groups[0.0]
+    assert {"layer2.0.downsample.0.weight", "fc.weight"} <= groups[0.01]
+
+
+@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
+def test_frozen_parameters_are_left_out(decay_norm_and_bias: bool) -> None:
+    model = MODELS["cspnet"]()
+    model.stages.requires_grad_(False)
+    optimizer = build_optimizer(model, OptimRecipe(decay_norm_and_bias=decay_norm_and_bias))
+    names = set().union(*names_by_decay(model, optimizer).values())
+    assert names == {name for name, _ in model.named_parameters() if not name.startswith("stages.")}
+
+
+@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_updates_are_those_of_sgd(
+    momentum: float, nesterov: bool, weight_decay: float, decay_norm_and_bias: bool
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5))
+    cfg = OptimRecipe(
+        momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias
+    )
+    optimizer = build_optimizer(model, cfg)
+    rng = np.random.default_rng(0)
+    expected = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
+    velocity: dict[str, np.ndarray] = {}
+    for lr in (0.5, 0.5, 0.1, 0.1, 0.02):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for name, p in model.named_parameters():
+            grad = rng.normal(size=p.shape).astype(np.float32)
+            p.grad = torch.from_numpy(grad.copy())
+            decays = decay_norm_and_bias or grad.ndim > 1
+            total = grad.astype(np.float64) + (weight_decay if decays else 0) * expected[name]
+            velocity[name] = momentum * velocity[name] + total if name in velocity else total
+            expected[name] = expected[name] - lr * (total + momentum * velocity[name] if nesterov else velocity[name])
+        optimizer.step()
+        for name, p in model.named_parameters():
+            np.testing.assert_allclose(p.detach().numpy(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lr", "base_size", "global_batch_size", "expected"),
+    [(0.1, None, 1024, 0.1), (0.1, 256, 256, 0.1), (0.1, 256, 1024, 0.4), (0.1, 256, 64, 0.025), (0.5, 100, 1, 0.005)],
+)
+def test_peak_lr_scales_with_the_global_batch(
+    lr: float, base_size: int | None, global_batch_size: int, expected: float
+) -> None:
+    assert peak_lr(OptimRecipe(lr=lr, lr_base_size=base_size), global_batch_size) == pytest.approx(expected)

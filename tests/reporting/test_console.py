@@ -1,0 +1,122 @@
+"""Lines for people: durations, who speaks, and pictures that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from cspnet.reporting.console import Console, format_duration
+from cspnet.reporting.run_report import BadImageLog
+
+RECORD = {
+    "step": 30,
+    "epoch": 2,
+    "train/loss": 1.23456,
+    "train/acc1": 45.678,
+    "train/acc5": 90.0,
+    "train/lr": 0.05,
+    "train/images_per_s": 1234.5,
+    "train/data_wait_ratio": 0.25,
+}
+
+DURATIONS = {
+    0: "0:00",
+    0.9: "0:00",
+    9: "0:09",
+    12.3: "0:12",
+    60: "1:00",
+    3599.9: "59:59",
+    3600: "1:00:00",
+    3723: "1:02:03",
+    86399: "23:59:59",
+    86400: "1d 0:00:00",
+    90061: "1d 1:01:01",
+}
+
+
+@pytest.mark.parametrize("seconds", DURATIONS)
+def test_format_duration(seconds: float) -> None:
+    assert format_duration(seconds) == DURATIONS[seconds]
+
+
+@pytest.mark.parametrize("seconds", range(0, 3 * 86400, 7919))
+def test_format_duration_says_what_timedelta_says(seconds: int) -> None:
+    days, _, clock = format_duration(seconds).rpartition("d ")
+    parts = [0, 0, *map(int, clock.split(":"))][-3:]
+    said = timedelta(days=int(days or 0), hours=parts[0], minutes=parts[1], seconds=parts[2])
+    assert said == timedelta(seconds=seconds)
+
+
+def show(console: Console) -> None:
+    console.say("hello")
+    console.start_epoch(3, 5, 0, 10)
+    console.advance()
+    console.show_record(RECORD, epochs=5, step_in_epoch=10, steps=10, eta_s=61)
+    console.end_epoch()
+    console.warn("careful")
+
+
+def test_the_first_process_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Console(0))
+    output = capsys.readouterr()
+    first, record = output.out.splitlines()
+    assert first == "hello"
+    for part in ("epoch 3/5", "[10/10]", "loss 1.2346", "acc1 45.68", "lr 0.05", "img/s", "25%", "eta 1:01"):
+        assert part in record
+    assert output.err.splitlines() == ["warning: careful"]
+
+
+@pytest.mark.parametrize("rank", [1, 7])
+def test_other_processes_are_quiet(rank: int, capsys: pytest.CaptureFixture[str]) -> None:
+    show(Console(rank))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_another_process_says_whose_its_own_warning_is(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(3).warn_own("my disk")
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert "my disk" in line
+    assert "rank 3" in line
+
+
+def test_bad_pictures_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = BadImageLog(tmp_path, Console(0))
+    log.add([("a.jpg", "truncated"), ("b.jpg", "empty")], "replaced")
+    log.add([("a.jpg", "truncated"), ("c.jpg", "empty"), ("c.jpg", "empty")], "replaced")
+    lines = capsys.readouterr().err.splitlines()
+    assert [name for line in lines for name in ("a.jpg", "b.jpg", "c.jpg") if name in line] == [
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+    ]
+    assert "truncated" in lines[0]
+    assert "replaced" in lines[0]
+    assert log.seen == {"a.jpg", "b.jpg", "c.jpg"}
+    entries = [json.loads(line) for line in (tmp_path / "bad_images.jsonl").read_text().splitlines()]
+    assert [(entry["path"], entry["reason"]) for entry in entries] == [
+        ("a.jpg", "truncated"),
+        ("b.jpg", "empty"),
+        ("c.jpg", "empty"),
+    ]
+
+
+@pytest.mark.parametrize("place", ["none", "missing"])
+def test_bad_pictures_without_a_folder_are_named_all_the_same(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = BadImageLog(None if place == "none" else tmp_path / "missing", Console(1))
+    log.add([("a.jpg", "truncated")], "replaced")
+    assert "a.jpg" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_name_of_any_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    BadImageLog(tmp_path, Console(0)).add([(path, "empty")], "replaced")
+    assert ".jpg" in capsys.readouterr().err
+    assert json.loads((tmp_path / "bad_images.jsonl").read_text())["path"] == path

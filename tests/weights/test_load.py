@@ -1,0 +1,323 @@
+"""Weights from a file into a model: all of them or none, whatever they are wrapped in, and never any code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import cspnet
+from cspnet.errors import CheckpointError
+from cspnet.weights.files import read_tensors
+from cspnet.weights.load import extract_state_dict, load_weights
+
+MODEL = "cspdarknet_tiny"
+State = dict[str, Tensor]
+
+
+def build(seed: int, num_classes: int = 5) -> nn.Module:
+    torch.manual_seed(seed)
+    model = cspnet.create_model(MODEL, num_classes=num_classes)
+    for buffer in model.buffers():  # statistics that are not the fresh ones
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+        else:
+            buffer.fill_(seed)
+    return model
+
+
+def copy_state(model: nn.Module) -> State:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def check_equal(model: nn.Module, expected: State, but_for: tuple[str, ...] = ()) -> None:
+    state = model.state_dict()
+    assert state.keys() == expected.keys()
+    for key, value in state.items():
+        if key not in but_for:
+            assert torch.equal(value, expected[key]), key
+
+
+def head_keys(model: nn.Module) -> set[str]:
+    (name,) = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {f"{name}.weight", f"{name}.bias"}
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+# Wrappers and prefixes
+
+WRAPPINGS: dict[str, Callable[[State], Any]] = {
+    "plain": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+    "model_state_dict": lambda state: {"model_state_dict": state},
+    "state_dict_ema": lambda state: {"state_dict_ema": state},
+    "no average kept": lambda state: {"state_dict": state, "state_dict_ema": None},
+    "module.": lambda state: prefixed(state, "module."),
+    "_orig_mod.": lambda state: prefixed(state, "_orig_mod."),
+    "module._orig_mod.": lambda state: prefixed(state, "module._orig_mod."),
+    "_orig_mod.module.": lambda state: prefixed(state, "_orig_mod.module."),
+    "wrapped and prefixed": lambda state: {"state_dict": prefixed(state, "module.")},
+    "with other things": lambda state: {"state_dict": {**state, "_metadata": {"version": 1}}},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_wrappers_and_prefixes_are_taken_off(tmp_path: Path, wrapping: str) -> None:
+    expected = copy_state(build(1))
+    torch.save(WRAPPINGS[wrapping](expected), tmp_path / "weights.pth")
+    model = build(2)
+    report = load_weights(model, tmp_path / "weights.pth")
+    check_equal(model, expected)
+    assert report.num_loaded == len(expected)
+    assert report.new_head == ()
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "weights.pth.tar", "weights.bin"])
+def test_the_name_of_the_file_does_not_matter(tmp_path: Path, name: str) -> None:
+    expected = copy_state(build(1))
+    torch.save(expected, tmp_path / name)
+    model = build(2)
+    load_weights(model, str(tmp_path / name))
+    check_equal(model, expected)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    expected = copy_state(build(1))
+    save_file(expected, tmp_path / "weights.safetensors")
+    model = build(2)
+    load_weights(model, tmp_path / "weights.safetensors")
+    check_equal(model, expected)
+
+
+def test_half_precision_weights_become_the_models_own(tmp_path: Path) -> None:
+    state = {key: value.half() if value.is_floating_point() else value for key, value in copy_state(build(1)).items()}
+    torch.save(state, tmp_path / "half.pt")
+    model = build(2)
+    load_weights(model, tmp_path / "half.pt")
+    check_equal(model, {key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+
+
+def test_weights_of_old_files_without_batch_counters(tmp_path: Path) -> None:
+    expected = copy_state(build(1))
+    torch.save({k: v for k, v in expected.items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pt")
+    model = build(2)
+    load_weights(model, tmp_path / "old.pt")
+    check_equal(model, expected, but_for=tuple(key for key in expected if key.endswith("num_batches_tracked")))
+
+
+def test_timm_weights_fit(tmp_path: Path) -> None:
+    import timm
+
+    theirs = timm.create_model("cspresnet50", num_classes=6)
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "timm.pth.tar")
+    ours = cspnet.create_model("cspresnet50", num_classes=6)
+    report = cspnet.load_weights(ours, tmp_path / "timm.pth.tar")
+    check_equal(ours, dict(theirs.state_dict()))
+    assert report.new_head == ()
+
+
+# Which weights
+
+
+@pytest.mark.parametrize(("source", "seed"), [("auto", 2), ("ema", 2), ("raw", 1)])
+def test_source(tmp_path: Path, source: str, seed: int) -> None:
+    content = {"state_dict": copy_state(build(1)), "state_dict_ema": copy_state(build(2))}
+    torch.save(content, tmp_path / "both.pt")
+    model = build(3)
+    load_weights(model, tmp_path / "both.pt", source=source)
+    check_equal(model, copy_state(build(seed)))
+
+
+@pytest.mark.parametrize("source", ["auto", "raw"])
+def test_source_without_an_average(tmp_path: Path, source: str) -> None:
+    torch.save({"state_dict": copy_state(build(1)), "state_dict_ema": None}, tmp_path / "raw.pt")
+    model = build(3)
+    load_weights(model, tmp_path / "raw.pt", source=source)
+    check_equal(model, copy_state(build(1)))
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {"w": torch.zeros(1)}}, {"w": torch.zeros(1)}])
+def test_an_average_that_is_not_there(content: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="no moving average"):
+        extract_state_dict(content, source="ema")
+
+
+def test_unknown_source(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="raw"):
+        load_weights(build(1), tmp_path / "w.pt", source="best")
+
+
+# Another number of classes
+
+
+def test_head_of_another_number_of_classes_stays_fresh_and_is_reported(tmp_path: Path) -> None:
+    theirs = copy_state(build(1, num_classes=7))
+    torch.save(theirs, tmp_path / "seven.pt")
+    model = build(2, num_classes=5)
+    fresh = copy_state(model)
+    report = load_weights(model, tmp_path / "seven.pt")
+    head = head_keys(model)
+    assert set(report.new_head) == head
+    assert report.num_loaded == len(theirs) - len(head)
+    check_equal(model, {key: fresh[key] if key in head else theirs[key] for key in theirs})
+    assert all(key in str(report) for key in head)
+    assert str(tmp_path / "seven.pt") in str(report)
+
+
+# What is refused
+
+
+def without(state: State, key: str) -> State:
+    return {k: v for k, v in state.items() if k != key}
+
+
+def reshaped(state: State, key: str) -> State:
+    return {**state, key: torch.zeros(*state[key].shape, 1)}
+
+
+FIRST = "stem.conv1.conv.weight"
+WRONG: dict[str, tuple[Callable[[State], Any], tuple[str, ...]]] = {
+    "missing": (lambda state: without(state, FIRST), (FIRST, "lacks")),
+    "head missing": (lambda state: {k: v for k, v in state.items() if not k.startswith("head")}, ("head", "lacks")),
+    "left over": (lambda state: {**state, "extra.weight": torch.zeros(1)}, ("extra.weight",)),
+    "another shape": (lambda state: reshaped(state, FIRST), (FIRST, "[16, 3, 3, 3, 1]", "[16, 3, 3, 3]")),
+    "another shape at the end": (
+        lambda state: reshaped(state, [key for key in state if key.endswith("running_mean")][-1]),
+        ("running_mean",),
+    ),
+    "another model": (lambda state: {"conv.weight": torch.zeros(3)}, ("another model",)),
+    "no tensors": (lambda state: {"epoch": 3}, ("no weights",)),
+    "empty": (lambda state: {}, ("no weights",)),
+    "a list": (lambda state: [state[FIRST]], ("dictionary", "list")),
+    "a tensor": (lambda state: state[FIRST], ("dictionary", "Tensor")),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_other_weights_are_refused_and_the_model_is_untouched(tmp_path: Path, case: str) -> None:
+    change, said = WRONG[case]
+    state = copy_state(build(1))
+    assert FIRST in state
+    torch.save(change(state), tmp_path / "wrong.pt")
+    model = build(2)
+    before = copy_state(model)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(model, tmp_path / "wrong.pt")
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for part in ("wrong.pt", *said):
+        assert part in message
+    check_equal(model, before)
+
+
+def test_a_model_of_another_width_is_refused(tmp_path: Path) -> None:
+    torch.save(cspnet.create_model("cspdarknet_cifar", num_classes=5).state_dict(), tmp_path / "wide.pt")
+    model = build(2)
+    before = copy_state(model)
+    with pytest.raises(CheckpointError, match="another model"):
+        load_weights(model, tmp_path / "wide.pt")
+    check_equal(model, before)
+
+
+BYTES = {
+    "empty.pt": b"",
+    "noise.pt": bytes(range(256)) * 8,
+    "text.pt": b"hello\n",
+    "zip.pt": b"PK\x03\x04" + bytes(100),
+    "empty.safetensors": b"",
+    "noise.safetensors": bytes(range(256)) * 8,
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_files_that_are_no_weights(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BYTES[name])
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(build(2), tmp_path / name)
+    assert name in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_truncated_file(tmp_path: Path, name: str, share: float) -> None:
+    state = copy_state(build(1))
+    (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(len(content) * share)])
+    model = build(2)
+    before = copy_state(model)
+    with pytest.raises(CheckpointError, match=name):
+        load_weights(model, tmp_path / name)
+    check_equal(model, before)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: None], ids=["folder", "missing"])
+def test_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_weights(build(2), tmp_path / "weights.pt")
+
+
+def test_checksum_beside_the_file_is_compared(tmp_path: Path) -> None:
+    import hashlib
+
+    file = tmp_path / "weights.pt"
+    torch.save({"w": torch.arange(1000)}, file)
+    beside = tmp_path / "weights.pt.sha256"
+    beside.write_text(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  weights.pt\n")
+    assert torch.equal(read_tensors(file)["w"], torch.arange(1000))
+    beside.write_text(f"{hashlib.sha256(b'another').hexdigest()}  weights.pt\n")
+    with pytest.raises(CheckpointError, match="checksum"):
+        read_tensors(file)
+    beside.write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match="checksum"):
+        read_tensors(file)
+
+
+class Hostile:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def save_zip(content: Any, file: Path) -> None:
+    torch.save(content, file)
+
+
+def save_legacy(content: Any, file: Path) -> None:
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+
+
+def save_pickle(content: Any, file: Path) -> None:
+    file.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy, save_pickle])
+def test_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, save: Callable[[Any, Path], None]) -> None:
+    mark, file = tmp_path / "executed", tmp_path / "hostile.pt"
+    save({"state_dict": {}, "payload": Hostile(mark)}, file)
+    model = build(2)
+    before = copy_state(model)
+    with pytest.raises(CheckpointError, match=r"hostile\.pt"):
+        load_weights(model, file)
+    assert not mark.exists()
+    check_equal(model, before)
+    if save is save_pickle:  # it would have worked
+        pickle.loads(file.read_bytes())
+        assert mark.exists()
