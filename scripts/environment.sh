@@ -17,7 +17,10 @@ environment() {
     fi
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing $requirements at the versions of requirements.lock (about 90 s)"
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" -c requirements.lock
+        # The locked versions need Python 3.11; with 3.10 the newest that suit it are taken.
+        local lock=(-c requirements.lock)
+        "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || lock=()
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" "${lock[@]}"
         echo "$wanted" >"$stamp"
     fi
 }

@@ -69,13 +69,15 @@ _CSPRESNEXT50 = NetworkSpec(
 
 # Ours, for small pictures, the demo and the tests: they carry no published figure.
 _CSPDARKNET_CIFAR = NetworkSpec(
-    stem=StemSpec(out_chs=32, kernel_px=3),
+    stem=StemSpec(out_chs=64, kernel_px=3, max_pool=True),
     stages=(
-        StageSpec(2, 2, 96, 48, 48, 48, 96),
-        StageSpec(3, 2, 192, 96, 96, 96, 192),
-        StageSpec(3, 2, 320, 160, 160, 160, 320),
+        StageSpec(2, 1, 64, 32, 96, 96, 160),
+        StageSpec(2, 2, 256, 64, 192, 192, 256),
+        StageSpec(1, 2, 256, 64, 192, 192, 256),
     ),
     block="dark",
+    activation="silu",
+    zero_init_last=False,
 )
 
 _CSPDARKNET_TINY = NetworkSpec(
@@ -95,7 +97,7 @@ ZOO: dict[str, ZooEntry] = {
     "cspdarknet53": ZooEntry(_CSPDARKNET53, _TIMM, 27_642_184),
     "cspresnet50": ZooEntry(_CSPRESNET50, _TIMM, 21_616_168),
     "cspresnext50": ZooEntry(_CSPRESNEXT50, _TIMM, 20_569_896),
-    "cspdarknet_cifar": ZooEntry(_CSPDARKNET_CIFAR, _OURS, 2_500_776),
+    "cspdarknet_cifar": ZooEntry(_CSPDARKNET_CIFAR, _OURS, 2_889_000),
     "cspdarknet_tiny": ZooEntry(_CSPDARKNET_TINY, _OURS, 371_608),
 }
 

@@ -213,7 +213,6 @@ def _end_epoch(run: Run) -> None:
         "epoch": progress.epoch,
         "train/epoch_loss": loss_sum / count,
         "train/epoch_acc1": 100 * correct1 / count,
-        "data/bad_images": sum(gather_objects(run.world, len(run.bad_images.seen))),
     }
     result: EvalResult | None = None
     if run.validate and (is_last or (progress.epoch + 1) % cfg.eval.every_epochs == 0):
@@ -232,6 +231,7 @@ def _end_epoch(run: Run) -> None:
     is_best = result is not None and (progress.best_acc1 is None or result.acc1 > progress.best_acc1)
     if is_best and result is not None:
         progress.best_acc1, progress.best_epoch = result.acc1, progress.epoch
+    record["data/bad_images"] = sum(gather_objects(run.world, len(run.bad_images.seen)))
     run.report.write(record)
     run.report.write_epoch(
         {

@@ -1,0 +1,60 @@
+"""The demo's pictures: seeded, complete or absent, with the held-out ones really held out."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def draw(run_script: Run, folder: Path, *flags: object) -> dict[str, bytes]:
+    done = run_script("scripts/draw_dataset.py", folder, *flags)
+    assert done.returncode == 0, done.stderr
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.jpg"))}
+
+
+def test_a_picture_depends_on_its_address_alone(tmp_path: Path, run_script: Run) -> None:
+    few = draw(run_script, tmp_path / "few", "--train-per-class", 2, "--val-per-class", 1, "--workers", 1)
+    more = draw(run_script, tmp_path / "more", "--train-per-class", 3, "--val-per-class", 2, "--workers", 2)
+    other = draw(run_script, tmp_path / "other", "--train-per-class", 2, "--val-per-class", 1, "--seed", 1)
+    assert len(few) == 12 * 3
+    assert len(more) == 12 * 5
+    assert few == {name: more[name] for name in few}
+    assert all(few[name] != other[name] for name in few)
+    assert len(set(more.values())) == len(more)  # no picture twice: none of val is in train
+    with Image.open(tmp_path / "few" / next(iter(few))) as image:
+        assert image.format == "JPEG"
+        assert image.size == (72, 72)
+
+
+def test_mean_colours_do_not_tell_the_class(tmp_path: Path, run_script: Run) -> None:
+    """The nearest class mean in colour statistics does little better than chance (1 in 12) on held-out pictures."""
+    draw(run_script, tmp_path / "set", "--train-per-class", 25, "--val-per-class", 10, "--size", 48)
+
+    def statistics(split: str) -> tuple[np.ndarray, np.ndarray]:
+        features, labels = [], []
+        for label, folder in enumerate(sorted((tmp_path / "set" / split).iterdir())):
+            for file in sorted(folder.iterdir()):
+                with Image.open(file) as image:
+                    pixels = np.asarray(image, dtype=np.float64).reshape(-1, 3)
+                features.append(np.concatenate([pixels.mean(0), pixels.std(0)]))
+                labels.append(label)
+        return np.stack(features), np.asarray(labels)
+
+    (train, train_labels), (val, val_labels) = statistics("train"), statistics("val")
+    scale = train.std(0)
+    means = np.stack([train[train_labels == label].mean(0) for label in range(12)])
+    guesses = np.linalg.norm((val[:, None] - means[None]) / scale, axis=2).argmin(1)
+    assert (guesses == val_labels).mean() < 0.25
+
+
+def test_a_folder_in_use_stays_as_it_is(tmp_path: Path, run_script: Run) -> None:
+    (tmp_path / "notes.txt").write_text("mine\n")
+    done = run_script("scripts/draw_dataset.py", tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
