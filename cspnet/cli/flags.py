@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_origin
 
-from cspnet.errors import EXIT_DONE, EXIT_USER, UserError
+from cspnet.errors import EXIT_BUG, EXIT_USER, UserError
 from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
 
@@ -124,8 +124,8 @@ def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] 
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return EXIT_DONE
+    except BrokenPipeError:  # the reader of our output has gone
+        return EXIT_BUG
     except Exception:
         traceback.print_exc()
-        return 1
+        return EXIT_BUG

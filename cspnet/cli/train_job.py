@@ -83,13 +83,12 @@ def run_train_job(job: TrainJob) -> int:
     with shared_errors():
         world = read_world()
         console = Console(world.rank)
-        # The device is needed to meet the others; the checkpoint, which may name another one, is read afterwards.
-        device = choose_device(load_recipe(job.recipe_file, job.overrides).recipe.train.device, world.local_rank)
-    with join_world(world, device):
+    with join_world(world):
         start = on_main(world, lambda: _find_start(job, console))
         checkpoint = read_checkpoint(start.checkpoint_file) if start.checkpoint_file else None
         with shared_errors():
             recipe = _resolve_recipe(job, checkpoint, start)
+            device = choose_device(recipe.train.device, world.local_rank)
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
         return _run(_Context(job, recipe, start, checkpoint, world, device, amp_dtype, console))
 

@@ -55,7 +55,7 @@ def run_validate_job(job: ValidateJob) -> int:
         world = read_world()
         console = Console(world.rank)
         device = choose_device(job.overrides["train.device"], world.local_rank)
-    with join_world(world, device):
+    with join_world(world):
         with shared_errors():
             subject = _read_subject(job, read_tensors(job.checkpoint))
             recipe = subject.recipe

@@ -58,7 +58,7 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
 
 
 @contextmanager
-def join_world(world: World, device: torch.device) -> Iterator[None]:
+def join_world(world: World) -> Iterator[None]:
     """Join the other processes, and leave them at the end: nccl for what lies on GPUs, gloo for the rest.
 
     Raises:
@@ -67,7 +67,7 @@ def join_world(world: World, device: torch.device) -> Iterator[None]:
     if not world.launched:
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timedelta(minutes=30))
     except (dist.DistError, RuntimeError, ValueError) as error:

@@ -28,7 +28,7 @@ recipe = recipe_from_values(
     "test",
 )
 results = []
-with join_world(world, device):
+with join_world(world):
     for root in roots:
         index = open_index(Path(root) / "val", root=root, cache_dir=f"{output}.cache-{world.rank}")
         validate = build_validation(
