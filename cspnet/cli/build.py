@@ -64,7 +64,11 @@ class EvalGeometry:
     exif: str
 
     def __str__(self) -> str:
-        return f"{self.size_px} px, crop ratio {self.crop_ratio:g}, {self.interpolation}, EXIF orientation: {self.exif}"
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return (
+            f"{self.size_px} px, crop ratio {self.crop_ratio:g}, {self.interpolation}, mean {mean}, std {std}, "
+            f"EXIF orientation: {self.exif}"
+        )
 
 
 def build_geometry(cfg: DataRecipe) -> EvalGeometry:
@@ -84,12 +88,16 @@ def open_splits(recipe: Recipe, world: World) -> Splits:
 
 def _open_splits(recipe: Recipe) -> Splits:
     cfg = recipe.data
-    if cfg.root is None:
+    root = cfg.root or (str(Path(cfg.train).parent) if os.path.isabs(cfg.train) else None)
+    if root is None:
         raise DataError("data.root: no data set given; name the folder that holds train/ and val/ with --data-path DIR")
-    train_path = find_split(cfg.root, "train", cfg.train, cfg.format)
-    val_path = None if cfg.val is None else find_split(cfg.root, "val", cfg.val, cfg.format)
+    train_path = find_split(root, "train", cfg.train, cfg.format)
+    try:
+        val_path = None if cfg.val is None else find_split(root, "val", cfg.val, cfg.format)
+    except DataError as error:
+        raise DataError(f"{error}; --val-split null trains without validation") from error
     asked = recipe.model.num_classes
-    train = open_index(train_path, root=cfg.root, cache_dir=cfg.cache_dir, num_classes=asked)
+    train = open_index(train_path, root=root, cache_dir=cfg.cache_dir, num_classes=asked)
     num_classes = len(train.classes) or asked or int(train.labels.max()) + 1
     if asked is not None and train.classes and asked != len(train.classes):
         raise RecipeError(
@@ -98,9 +106,7 @@ def _open_splits(recipe: Recipe) -> Splits:
         )
     val = None
     if val_path is not None:
-        val = open_index(
-            val_path, root=cfg.root, cache_dir=cfg.cache_dir, classes=train.classes, num_classes=num_classes
-        )
+        val = open_index(val_path, root=root, cache_dir=cfg.cache_dir, classes=train.classes, num_classes=num_classes)
         if val.classes and not train.classes and len(val.classes) != num_classes:
             raise DataError(
                 f"{val_path}: {len(val.classes)} class folders, but the training list has {num_classes} classes"

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_origin
 
@@ -15,7 +16,7 @@ from cspnet.errors import EXIT_BUG, EXIT_USER, UserError
 from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
 
-__all__ = ["FlagParser", "add_recipe_flags", "read_overrides", "run_door"]
+__all__ = ["FlagParser", "add_recipe_flags", "join_tokens", "non_empty_path", "read_overrides", "run_door"]
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -39,6 +40,13 @@ class FlagParser(argparse.ArgumentParser):
         return namespace
 
 
+def non_empty_path(text: str) -> Path:
+    """A path for argparse; an empty one, as an unset shell variable gives, is refused."""
+    if not text:
+        raise UserError("an empty path was given; is a variable unset?")
+    return Path(text)
+
+
 class _SetKeys(argparse.Action):
     """Stores {dotted key: value} in the namespace's `overrides`."""
 
@@ -48,9 +56,20 @@ class _SetKeys(argparse.Action):
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         value = self.constant if values is None or values == [] else values
+        if isinstance(value, list):
+            value = join_tokens(value)
         overrides = dict(getattr(namespace, "overrides", None) or {})
         overrides.update(dict.fromkeys(self.keys, value))
         namespace.overrides = overrides
+
+
+def join_tokens(tokens: list[str]) -> Any:
+    """The value of a flag that takes several: [a, b] or {k: v} as YAML, a,b or a b as lists, k=v pairs as options."""
+    if all("=" in token and not token.startswith("{") for token in tokens):
+        return {key: parse_value(text) for key, _, text in (token.partition("=") for token in tokens)}
+    if len(tokens) == 1 and "," in tokens[0] and tokens[0][0] not in "[{":
+        tokens = tokens[0].split(",")
+    return parse_value(tokens[0]) if len(tokens) == 1 else [parse_value(token) for token in tokens]
 
 
 def _takes(field: FieldHelp, kind: type) -> bool:
@@ -76,16 +95,18 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         names = [*flags.pop((key,), []), f"--{key}"]
         choices = "|".join(map(str, get_args(field.annotation))) if "Literal" in str(field.annotation) else "VALUE"
         is_switch = _takes(field, bool)
+        takes_several = isinstance(field.default, (tuple, dict))
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
         sections[key.split(".")[0]].add_argument(
             *sorted(names, key=len),
             action=_SetKeys,
             keys=(key,),
-            type=_read_text if _takes(field, str) or choices != "VALUE" else parse_value,
-            nargs="?" if is_switch else None,
+            type=str if takes_several else _read_text if _takes(field, str) or choices != "VALUE" else parse_value,
+            nargs="?" if is_switch else "+" if takes_several else None,
             constant=True if is_switch else None,
             metavar=choices,
             default=argparse.SUPPRESS,
-            help=f"{field.help} [{field.default}]".replace("%", "%%"),
+            help=f"{field.help} [{default}]".replace("%", "%%"),
         )
     for keys, names in flags.items():  # one flag for several fields
         sections[keys[0].split(".")[0]].add_argument(

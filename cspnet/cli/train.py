@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cspnet.cli.flags import FlagParser, add_recipe_flags, read_overrides, run_door
+from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_overrides, run_door
 from cspnet.errors import EXIT_DONE, shared_errors
 from cspnet.recipe.load import format_recipe, load_recipe
 
@@ -30,7 +30,7 @@ def create_parser() -> FlagParser:
     door = parser.add_argument_group("run")
     door.add_argument("--recipe", "--config", "-c", type=Path, metavar="FILE", help="recipe to train by [the defaults]")
     door.add_argument(
-        "--output-dir", "--output", type=Path, metavar="DIR", help="the run's folder [runs/<recipe>-<time>]"
+        "--output-dir", "--output", type=non_empty_path, metavar="DIR", help="the run's folder [runs/<recipe>-<time>]"
     )
     door.add_argument(
         "--resume",

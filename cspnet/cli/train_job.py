@@ -100,10 +100,14 @@ def _run(context: _Context) -> int:
     with shared_errors():
         state = _build_state(context, splits)
         loader = build.build_train_loader(context.recipe, splits, context.world, context.device)
-        if context.checkpoint is not None:
-            _check_plan(context.checkpoint, loader.plan.global_batch_size, context.start)
-            if not job.test_only:
-                _say_differences(context, context.checkpoint["recipe"])
+        if context.checkpoint is not None and not job.test_only:
+            _check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
+            _say_differences(context, context.checkpoint["recipe"])
+    _warn_of_odd_settings(context, splits, loader.plan.steps_per_epoch)
+    if context.checkpoint is not None and state.progress.step >= _total_steps(context.recipe, loader):
+        console.say(f"{context.start.checkpoint_file}: the run is finished: {state.progress.step:,} steps are done")
+        if not job.test_only:
+            return EXIT_DONE
     if job.writes:
         folder = on_main(context.world, lambda: _prepare_folder(job, context.recipe, context.start))
         context = replace(context, start=replace(context.start, folder=folder))
@@ -154,7 +158,7 @@ def _build_run(context: _Context, splits: build.Splits, state: TrainState, loade
             report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
             one_batch=job.dry_run,
         )
-    total_steps = recipe.train.steps or recipe.train.epochs * plan.steps_per_epoch
+    total_steps = _total_steps(recipe, loader)
     lr_at = build_schedule(
         recipe.schedule,
         peak_lr=peak_lr(recipe.optim, plan.global_batch_size),
@@ -188,6 +192,22 @@ def _build_run(context: _Context, splits: build.Splits, state: TrainState, loade
         checkpoints=folder / "checkpoints" if folder else None,
         checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
     )
+
+
+def _total_steps(recipe: Recipe, loader: TrainLoader) -> int:
+    return recipe.train.steps or recipe.train.epochs * loader.plan.steps_per_epoch
+
+
+def _warn_of_odd_settings(context: _Context, splits: build.Splits, steps_per_epoch: int) -> None:
+    cfg, console = context.recipe, context.console
+    if splits.num_classes == 1:
+        console.warn("there is one class only: there is nothing to learn")
+    warmup_steps = cfg.schedule.warmup_steps or round(cfg.schedule.warmup_epochs * steps_per_epoch)
+    total_steps = cfg.train.steps or cfg.train.epochs * steps_per_epoch
+    if warmup_steps >= total_steps and not context.job.test_only:
+        console.warn(
+            f"the warm-up takes {warmup_steps:,} steps and the whole run {total_steps:,}: lr never gets to its peak"
+        )
 
 
 def _find_start(job: TrainJob, console: Console) -> _Start:
@@ -252,7 +272,7 @@ def _say_differences(context: _Context, saved: Mapping[str, Any]) -> None:
 
 
 def _check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, start: _Start) -> None:
-    """Refuse a checkpoint of another model, another number of classes or another data set."""
+    """Refuse a checkpoint of another model or another number of classes."""
     where = start.checkpoint_file
     for what, saved, now in (
         ("model", checkpoint["arch"], recipe.model.name),
@@ -262,20 +282,28 @@ def _check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: bui
             raise CheckpointError(
                 f"{where}: its {what} is {saved}, this run's is {now}; to start from its weights use --pretrained"
             )
+
+
+def _check_same_run(
+    checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, global_batch_size: int, start: _Start
+) -> None:
+    """Refuse what would not go on from the same sample: other pictures, another global batch, another seed."""
+    where = start.checkpoint_file
     if checkpoint["data"]["fingerprint"] != splits.train.fingerprint:
         raise DataError(
             f"{where}: it was trained on another set of pictures ({checkpoint['data']['num_samples']} of them, now "
             f"{len(splits.train)}), so it cannot go on from the same sample; to start from its weights use --pretrained"
         )
 
-
-def _check_plan(checkpoint: Mapping[str, Any], global_batch_size: int, start: _Start) -> None:
     saved = checkpoint["global_batch_size"]
     if saved != global_batch_size:
         raise CheckpointError(
-            f"{start.checkpoint_file}: its steps take {saved} pictures, this run's {global_batch_size}; "
+            f"{where}: its steps take {saved} pictures, this run's {global_batch_size}; "
             f"keep processes x --batch-size x --accumulate at {saved}"
         )
+    seed = checkpoint["recipe"].get("train.seed", recipe.train.seed)
+    if seed != recipe.train.seed:
+        raise CheckpointError(f"{where}: its seed is {seed}, this run's is {recipe.train.seed}; keep --seed {seed}")
 
 
 def _restore(state: TrainState, checkpoint: Mapping[str, Any], world: World, start: _Start, console: Console) -> None:
@@ -360,11 +388,12 @@ def _say_start(run: Run, splits: build.Splits, start: _Start, console: Console) 
     console.say(
         f"data    {len(splits.train):,} pictures to train, {val}, {splits.num_classes} classes: {cfg.data.root}"
     )
+    left_out = plan.num_samples - plan.steps_per_epoch * plan.global_batch_size
     console.say(f"model   {cfg.model.name}, {params:,} parameters")
     console.say(
         f"batch   {plan.global_batch_size} pictures a step ({plan.batch_size} x {plan.accumulate} micro-batches x "
         f"{run.world.size} processes), lr {peak_lr(cfg.optim, plan.global_batch_size):g} {cfg.schedule.name}, "
-        f"{run.total_steps:,} steps of {plan.steps_per_epoch:,} an epoch"
+        f"{run.total_steps:,} steps, {plan.steps_per_epoch:,} an epoch (pictures left out of an epoch: {left_out})"
     )
     console.say(
         f"device  {run.device}, {precision}, {run.loader.workers} workers; "

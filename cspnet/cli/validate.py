@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cspnet.cli.flags import FlagParser, run_door
+from cspnet.cli.flags import FlagParser, join_tokens, run_door
 from cspnet.errors import UserError, shared_errors
-from cspnet.recipe.load import parse_value
 
 __all__ = ["create_parser", "main"]
 
@@ -46,8 +45,8 @@ def create_parser() -> FlagParser:
     )
     data.add_argument("--crop-pct", "--crop-ratio", type=float, metavar="RATIO", help="centre share [the checkpoint's]")
     data.add_argument("--interpolation", metavar="NAME", help="bilinear, bicubic, … [the checkpoint's]")
-    data.add_argument("--mean", type=parse_value, metavar="[R,G,B]", help="[the checkpoint's]")
-    data.add_argument("--std", type=parse_value, metavar="[R,G,B]", help="[the checkpoint's]")
+    data.add_argument("--mean", nargs="+", metavar="VALUE", help="of red, green, blue [the checkpoint's]")
+    data.add_argument("--std", nargs="+", metavar="VALUE", help="of red, green, blue [the checkpoint's]")
     data.add_argument("--exif", choices=("apply", "ignore"), help="EXIF orientation [as in training]")
     data.add_argument("-j", "--workers", type=int, metavar="N", help="reading processes per process [from the cores]")
     how = parser.add_argument_group("how")
@@ -79,8 +78,8 @@ def _validate(argv: Sequence[str]) -> int:
         "data.val_px": args.img_size,
         "data.crop_ratio": args.crop_pct,
         "data.val_interpolation": args.interpolation,
-        "data.mean": args.mean,
-        "data.std": args.std,
+        "data.mean": args.mean and join_tokens(args.mean),
+        "data.std": args.std and join_tokens(args.std),
         "data.exif": args.exif,
         "data.workers": args.workers,
         "eval.batch_size": args.batch_size,

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cspnet.cli import build
 from cspnet.data.index import SampleIndex, find_split, open_index
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, UserError, shared_errors
+from cspnet.models import create_model
 from cspnet.recipe.load import load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
@@ -21,7 +23,7 @@ from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
 from cspnet.runtime.files import write_atomically
 from cspnet.weights.files import read_tensors
-from cspnet.weights.load import extract_state_dict, load_state_dict
+from cspnet.weights.load import count_classes, extract_state_dict, load_state_dict
 
 __all__ = ["ValidateJob", "run_validate_job"]
 
@@ -52,6 +54,8 @@ class _Subject:
 def run_validate_job(job: ValidateJob) -> int:
     """Validate, print, write JSON if asked; the exit code."""
     with shared_errors():
+        if job.json_file and (job.json_file.is_dir() or not job.json_file.parent.is_dir()):
+            raise UserError(f"--json {job.json_file}: name a file in a folder that exists")
         world = read_world()
         console = Console(world.rank)
         device = choose_device(job.overrides["train.device"], world.local_rank)
@@ -111,10 +115,10 @@ def _read_subject(job: ValidateJob, content: Mapping[str, Any]) -> _Subject:
         return _Subject(recipe, state, is_average, content["num_classes"], tuple(content["classes"]))
     if "model.name" not in job.overrides:
         raise CheckpointError(f"{where}: does not say which model it holds; name it with --model NAME")
-    head = [tensor for tensor in state.values() if tensor.ndim == 1][-1:]
-    if not head:
-        raise CheckpointError(f"{where}: holds no classifier")
-    return _Subject(load_recipe(None, job.overrides).recipe, state, is_average, len(head[0]), ())
+    recipe = load_recipe(None, job.overrides).recipe
+    with torch.device("meta"):
+        num_classes = count_classes(create_model(recipe.model.name), state, where=where)
+    return _Subject(recipe, state, is_average, num_classes, ())
 
 
 def _open_index(job: ValidateJob, subject: _Subject) -> SampleIndex:

@@ -51,8 +51,13 @@ def read_rgb(path: str, exif: Literal["apply", "ignore"] = "apply") -> Image.Ima
             return image.convert("RGB")
     # Pillow's plugins raise whatever their parser trips over; a file that cannot be read is one thing to us.
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise UnreadableImageError(reason.replace(path, "the file").splitlines()[0]) from error
+        raise UnreadableImageError(_reason(error, path)) from error
+
+
+def _reason(error: Exception, path: str) -> str:
+    """What went wrong, on one line and without the path, which the reader is told in any case."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.replace(repr(path), "").replace(path, "").split())
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,9 +94,12 @@ def find_split(root: str, split: str, name: str, data_format: str) -> Path:
     if not path.exists():
         found = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
         there = f"it holds {', '.join(found[:6])}{' …' * (len(found) > 6)}" if found else "it is empty"
-        flag = f"--{split}-split NAME or --{split}-list FILE"
-        none = "; --val-split null trains without validation" if split == "val" else ""
-        raise DataError(f"{folder}: no {name} there ({there}); choose another with {flag}{none}")
+        advice = f"name another with --{split}-split NAME or --{split}-list FILE"
+        if folder.name in ("train", "val") and (folder.parent / split).exists():
+            advice = f"did you mean {folder.parent}?"
+        elif any(_is_picture(file.name) for file in folder.glob("*/*")):
+            advice += f"; if its folders are the classes, set pictures aside with scripts/make_lists.py {folder}"
+        raise DataError(f"{folder}: no {name} there ({there}); {advice}")
     return path
 
 
@@ -151,14 +154,27 @@ def _scan_folder(path: Path) -> tuple[SampleIndex, list[tuple[str, int]]]:
     labels: list[int] = []
     for label, name in enumerate(classes):
         before = len(names)
-        for folder, _, files in sorted(os.walk(path / name, followlinks=True)):
+        for folder, files in sorted(_walk(path / name)):
             stamps.append((folder, os.stat(folder).st_mtime_ns))
             inside = os.path.relpath(folder, path)
-            names += [os.path.join(inside, f) for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
+            names += [os.path.join(inside, f) for f in sorted(files) if _is_picture(f)]
         if len(names) == before:
             raise DataError(f"{path / name}: no pictures in this class folder; fill it or remove it")
         labels += [label] * (len(names) - before)
     return _pack(str(path), names, [str(path)] * len(names), labels, classes), stamps
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below `top`, through links too, with its files."""
+    for folder, folders, files in os.walk(top, followlinks=True):
+        for link in (os.path.join(folder, name) for name in folders):
+            if os.path.islink(link) and Path(folder).resolve().is_relative_to(Path(link).resolve()):
+                raise DataError(f"{link}: links to a folder that it lies in; remove the link")
+        yield folder, files
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")  # macOS leaves ._x.jpg beside x.jpg
 
 
 def _relabel(index: SampleIndex, classes: Sequence[str]) -> SampleIndex:

@@ -38,6 +38,10 @@ __all__ = [
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 
+_SAME_LENGTHS = (("train.epochs", "train.steps"), ("schedule.warmup_epochs", "schedule.warmup_steps"))
+ALTERNATIVES = (*_SAME_LENGTHS, *((b, a) for a, b in _SAME_LENGTHS))
+"""Two ways to say one thing: who sets the first takes back what an earlier layer said by the second."""
+
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
@@ -159,7 +163,8 @@ def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _raise_unknown(where: str, key: str) -> None:
-    near = nearest_key(key)
+    sections = difflib.get_close_matches(key, list(_sections()), n=1) if "." not in key else []
+    near = sections[0] if sections else nearest_key(key)
     advice = f"did you mean {near}?" if near else f"the sections are {', '.join(_sections())}"
     raise RecipeError(f"{where}: {key}: unknown key; {advice}")
 
@@ -169,7 +174,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise RecipeError(f"{path}: cannot read the recipe: {reason}") from error
+        near = [str(file) for file in sorted(Path("recipes").rglob(f"{path.name}.yaml"))]
+        advice = f"; did you mean {near[0]}?" if near else ""
+        raise RecipeError(f"{path}: cannot read the recipe: {reason}{advice}") from error
     except Exception as error:  # tags that do not fit their value make PyYAML raise anything
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -186,6 +193,8 @@ def _read_chain(path: Path, children: tuple[Path, ...] = ()) -> list[tuple[str, 
     """A file's layers, the bottom of its base chain first: [(file, {dotted key: value})]."""
     if path.resolve() in (child.resolve() for child in children):
         raise RecipeError(f"{children[-1]}: base: {path} leads back to itself")
+    if children and not path.is_file():
+        raise RecipeError(f"{children[-1]}: base: no such file: {path}")
     values = _read_yaml(path)
     base = values.pop("base", None)
     layers: list[tuple[str, dict[str, Any]]] = []
@@ -210,6 +219,8 @@ def _explain(error: ValidationError) -> tuple[str, str]:
     if problem["type"] in ("missing", "too_long"):  # a pair or a triple of the wrong length
         return str(problem["loc"][0]), f"expected another number of values, got {error.errors()[0]['input']!r}"
     expected = problem["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
+    expected = expected.replace("a valid tuple", "a list of numbers such as [0.1, 0.2]")
+    expected = expected.replace("a valid dictionary", "options such as {key: value}")
     return str(problem["loc"][0]), f"{expected}, got {problem['input']!r}"
 
 
@@ -260,6 +271,10 @@ def load_recipe(
     values: dict[str, Any] = {}
     sources = dict.fromkeys(field_table(), DEFAULT)
     for where, layer in layers:
+        for chosen, other in ALTERNATIVES:
+            if chosen in layer and other not in layer and other in values:  # a later length replaces an earlier one
+                del values[other]
+                sources[other] = where
         values.update(layer)
         sources.update(dict.fromkeys(layer, where))
     return ResolvedRecipe(recipe_from_values(values, COMMAND_LINE, sources), sources)

@@ -47,6 +47,7 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+Pixels = Annotated[int, Field(ge=8, le=4096)]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0), AfterValidator(_finite)]
@@ -87,9 +88,9 @@ class DataRecipe:
     """Folder or list file of the validation pictures, relative to root; auto goes by format, null means none."""
     cache_dir: str = "~/.cache/cspnet"
     """Where the index of a scanned data set is kept."""
-    train_px: Annotated[int, Field(ge=8)] = 224
+    train_px: Pixels = 224
     """Side of a training picture."""
-    val_px: Annotated[int, Field(ge=8)] | None = None
+    val_px: Pixels | None = None
     """Side of a validation picture; null is train_px."""
     train_crop: Literal["random_resized", "random_pad"] = "random_resized"
     """random_resized: a random area, resized. random_pad: resized, padded by pad_px, shifted at random."""
@@ -105,7 +106,7 @@ class DataRecipe:
     """How training pictures are resized (antialiased)."""
     val_interpolation: Interpolation = "bilinear"
     """How validation pictures are resized (antialiased)."""
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
+    crop_ratio: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     """Validation: the shorter side is resized to val_px / crop_ratio, then val_px are cut from the centre."""
     mean: Rgb = (0.485, 0.456, 0.406)
     """Mean of red, green and blue, on a scale of 0 to 1."""
@@ -206,7 +207,7 @@ class TrainRecipe:
     accumulate: PositiveCount = 1
     """Forward passes per step; the global batch is batch_size * accumulate * processes."""
     epochs: PositiveCount = 120
-    """Length of the run in passes over the training pictures."""
+    """Length of the run in passes over the training pictures; steps, where given, come before it."""
     steps: PositiveCount | None = None
     """Length of the run in steps, instead of epochs."""
     device: str = "auto"
@@ -268,8 +269,13 @@ class Recipe:
     checkpoint: CheckpointRecipe = Field(default_factory=CheckpointRecipe)
 
 
+_OWN_ARGUMENTS = {"name", "num_classes", "features_only", "out_indices", "model_name", "pretrained"}
+
+
 def check_recipe(recipe: Recipe) -> tuple[str, str] | None:
     """What cannot be said by one field alone: (key, problem), or None when all is well."""
+    if taken := _OWN_ARGUMENTS & recipe.model.options.keys():
+        return "model.options", f"{taken.pop()} is not an option of the network; it is set elsewhere"
     if recipe.schedule.warmup_epochs and recipe.schedule.warmup_steps:
         return "schedule.warmup_steps", "the warm-up has a length in epochs as well; set one of the two to 0"
     if recipe.schedule.min_lr > recipe.optim.lr:

@@ -5,7 +5,7 @@ while the run is not over:
     for step in the rest of the epoch:
         lr = lr_at(step)                                   # a pure function
         train_step(state, micro-batches)                   # no host sync
-        every log.every_steps: one record                  # host sync: here, once
+        every log.every_steps, and at the end of an epoch: one record  # host sync: here, once
         every checkpoint.every_steps: a checkpoint
     validate: raw weights, and their moving average
     record, summary row, checkpoint (last, best)
@@ -128,7 +128,7 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
         progress.samples_done += global_batch_size
         clock.steps += 1
         console.advance()
-        if progress.step % cfg.log.every_steps == 0:
+        if progress.step % cfg.log.every_steps == 0 or step_in_epoch + 1 == last_step:
             _log(run, clock, step_in_epoch + 1)
         every = cfg.checkpoint.every_steps
         if every and progress.step % every == 0 and step_in_epoch + 1 < last_step:
@@ -221,6 +221,8 @@ def _end_epoch(run: Run) -> None:
         record |= {"val/loss": result.loss, "val/acc1": result.acc1, "val/acc5": result.acc5}
         record["val/unreadable"] = result.num_unreadable
         text = f"epoch {progress.epoch + 1}/{run.epochs} validated:{result}"
+        if result.num_unreadable:
+            text += f" ({result.num_unreadable} of {result.num_samples} pictures cannot be read and count as wrong)"
         if run.state.ema:
             broadcast_buffers(run.world, run.state.ema.module)
             result = run.validate(run.state.ema.module)

@@ -16,6 +16,17 @@ from cspnet.training.state import TrainState
 __all__ = ["train_step"]
 
 
+def _forward(network: nn.Module, images: Tensor) -> Tensor:
+    try:
+        return network(images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ModelError(
+            "a batch of one picture leaves BatchNorm a single value; use a larger --batch-size or --img-size"
+        ) from error
+
+
 def train_step(
     state: TrainState,
     network: nn.Module,
@@ -46,7 +57,7 @@ def train_step(
         quiet = isinstance(network, nn.parallel.DistributedDataParallel) and i < accumulate - 1
         with network.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
             with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32):
-                logits = network(images)
+                logits = _forward(network, images)
             if not isinstance(logits, Tensor):
                 raise ModelError(
                     f"{type(state.model).__name__} returns a {type(logits).__name__} in training, not logits"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cspnet.errors import CheckpointError
 from cspnet.weights.files import read_tensors
 
-__all__ = ["LoadReport", "extract_state_dict", "load_state_dict", "load_weights"]
+__all__ = ["LoadReport", "count_classes", "extract_state_dict", "load_state_dict", "load_weights"]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _EMA_WRAPPERS = ("state_dict_ema", "model_ema")
@@ -58,6 +58,23 @@ def extract_state_dict(
     return tensors
 
 
+def count_classes(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> int:
+    """How many classes the classifier in a file has; `model` is the same network with any number of them.
+
+    Raises:
+        CheckpointError: the file has no such classifier.
+    """
+    name = _classifier(model) + ".weight"
+    if name not in state:
+        raise CheckpointError(f"{where}: weights of another model, or without a classifier: it lacks {name}")
+    return len(state[name])
+
+
+def _classifier(model: nn.Module) -> str:
+    """The name of the last linear layer."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+
+
 def load_state_dict(
     model: nn.Module, state: Mapping[str, Tensor], *, where: str, replace_head: bool = False
 ) -> tuple[str, ...]:
@@ -75,8 +92,7 @@ def load_state_dict(
     missing = [key for key in own if key not in state and key not in optional]
     leftover = [key for key in state if key not in own]
     differing = [key for key in own if key in state and state[key].shape != own[key].shape]
-    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
-    head = tuple(key for key in differing if replace_head and last and key.rpartition(".")[0] == last[0])
+    head = tuple(key for key in differing if replace_head and key.rpartition(".")[0] == _classifier(model))
     differing = [key for key in differing if key not in head]
     for keys, problem in ((missing, "lacks"), (leftover, "has, and the model does not,")):
         if keys:

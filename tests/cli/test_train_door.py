@@ -217,7 +217,7 @@ def test_resume_auto_on_a_finished_run_changes_nothing(
     for path, content in contents.items():
         assert path.read_bytes() == content, path
     output = capsys.readouterr()
-    assert f"step {STEPS}" in output.out
+    assert f"the run is finished: {STEPS} steps" in output.out
     assert output.err == ""
 
 

@@ -51,7 +51,6 @@ TREES = {
         for name in ("1.JPEG", "2.Png", "3.ppm", "4.bmp", "5.PGM", "6.tif", "7.tiff", "8.webp", "9.jpg.txt")
         + ("10.gif", "11", "12.jpgx", "13.npy", "14jpg", "15.tar.jpg")
     ),
-    "hidden files": ("a/.hidden.jpg", "a/.jpg", "a/x.jpg", "a/.sub/y.jpg", "b/._x.jpg"),
     "odd names": ("with space/a b.jpg", "with space/ c .jpg", "ünï/日本.jpg", "a/new\nline.jpg", "a/per%20cent.jpg"),
     "files beside the classes": ("a/1.jpg", "b/1.jpg", "labels.txt", "stray.jpg"),
 }
@@ -216,13 +215,45 @@ def test_find_split(tmp_path: Path, split: str, name: str, data_format: str, exp
     assert find_split("/", split, str(tmp_path / expected), data_format) == tmp_path / expected
 
 
+def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
+    """Unlike torchvision, which reads the ._x.jpg that macOS leaves beside x.jpg."""
+    root = make_files(tmp_path / "train", "a/.hidden.jpg", "a/x.jpg", "a/._x.jpg")
+    index = open_index(root, root=str(tmp_path), cache_dir=None)
+    assert [Path(index.path(i)).name for i in range(len(index))] == ["x.jpg"]
+
+
+def test_a_link_that_leads_back_is_an_error(tmp_path: Path) -> None:
+    root = make_files(tmp_path / "train", "a/x.jpg", "b/y.jpg")
+    (root / "a" / "up").symlink_to("..")
+    with pytest.raises(DataError, match=r"a/up: links to a folder that it lies in"):
+        open_index(root, root=str(tmp_path), cache_dir=None)
+
+
+def test_linked_folders_are_read(tmp_path: Path) -> None:
+    root = make_files(tmp_path / "train", "a/x.jpg")
+    make_files(tmp_path / "elsewhere", "y.jpg")
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    index = open_index(root, root=str(tmp_path), cache_dir=None)
+    assert [Path(index.path(i)).name for i in range(len(index))] == ["x.jpg", "y.jpg"]
+    assert index.classes == ("a", "b")
+
+
+def test_find_split_sees_through_common_mistakes(tmp_path: Path) -> None:
+    make_files(tmp_path / "data", "train/a/1.jpg", "val/a/1.jpg")
+    with pytest.raises(DataError, match=r"did you mean .*data\?"):
+        find_split(str(tmp_path / "data" / "train"), "train", "auto", "folder")
+    make_files(tmp_path / "bare", "a/1.jpg", "b/1.jpg")
+    with pytest.raises(DataError, match=r"scripts/make_lists\.py"):
+        find_split(str(tmp_path / "bare"), "train", "auto", "folder")
+
+
 def test_find_split_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
         find_split(str(tmp_path / "nowhere"), "train", "auto", "folder")
     with pytest.raises(DataError, match=r"no train there \(it is empty\).*--train-split"):
         find_split(str(tmp_path), "train", "auto", "folder")
     make_files(tmp_path, "training/a/1.jpg")
-    with pytest.raises(DataError, match=r"no val_list\.txt there \(it holds training/\).*--val-split null"):
+    with pytest.raises(DataError, match=r"no val_list\.txt there \(it holds training/\).*--val-split NAME"):
         find_split(str(tmp_path), "val", "auto", "list")
 
 

@@ -203,7 +203,7 @@ def test_the_same_base_twice_in_a_chain_of_different_folders_is_no_cycle(tmp_pat
 def test_missing_base_is_named(tmp_path: Path) -> None:
     message = error_of(write_recipe(tmp_path / "child.yaml", "base: nowhere.yaml\n"))
     assert "nowhere.yaml" in message
-    assert "No such file" in message
+    assert "child.yaml: base: no such file" in message
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ WRONG_VALUES = {
     "mix: {cutmix_prob: 1.1}": ("mix.cutmix_prob", "less than or equal to 1"),
     "mix: {cutmix_prob: .nan}": ("mix.cutmix_prob", "nan"),
     "mix: {cutmix_alpha: .inf}": ("mix.cutmix_alpha", "finite"),
-    "data: {crop_ratio: 0}": ("data.crop_ratio", "greater than 0"),
+    "data: {crop_ratio: 0}": ("data.crop_ratio", "greater than or equal to 0.1"),
     "data: {train_px: 4}": ("data.train_px", "greater than or equal to 8"),
     "data: {root: 3}": ("data.root", "string"),
     "data: {root: [a]}": ("data.root", "string"),
@@ -291,8 +291,8 @@ WRONG_VALUES = {
     "data: {train_scale: [1.0, 0.1]}": ("data.train_scale", "[smallest, largest]"),
     "data: {train_scale: [0.1]}": ("data.train_scale", "number of values"),
     "data: {train_scale: [.nan, 1.0]}": ("data.train_scale", "nan"),
-    "model: {options: [drop_rate]}": ("model.options", "dictionary"),
-    "model: {options: drop_rate}": ("model.options", "dictionary"),
+    "model: {options: [drop_rate]}": ("model.options", "expected options such as {key: value}"),
+    "model: {options: drop_rate}": ("model.options", "expected options such as {key: value}"),
     "model: {name: null}": ("model.name", "string"),
     "optim: 3": ("optim", "section"),
     "optim: [lr]": ("optim", "section"),
@@ -544,3 +544,36 @@ def test_every_field_has_help(key: str) -> None:
     text = field_table()[key].help
     assert len(text) >= 5
     assert text.endswith((".", ")"))
+
+
+@pytest.mark.parametrize(
+    ("base", "flags", "expected"),
+    [
+        ("train: {steps: 500}", {"train.epochs": 3}, (3, None)),
+        ("train: {epochs: 5}", {"train.steps": 70}, (120, 70)),
+        ("train: {epochs: 5, steps: 9}", {}, (5, 9)),  # a saved recipe has both
+        ("train: {epochs: 5, steps: 9}", {"train.epochs": 4, "train.steps": 8}, (4, 8)),
+    ],
+)
+def test_a_later_length_replaces_an_earlier_one(
+    tmp_path: Path, base: str, flags: dict[str, Any], expected: tuple[int, int | None]
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path / "a.yaml", base), flags).recipe
+    assert (recipe.train.epochs, recipe.train.steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--mean", "0.1", "0.2", "0.3"], {"data.mean": [0.1, 0.2, 0.3]}),
+        (["--mean", "0.1,0.2,0.3"], {"data.mean": [0.1, 0.2, 0.3]}),
+        (["--mean", "[0.1, 0.2, 0.3]"], {"data.mean": [0.1, 0.2, 0.3]}),
+        (
+            ["--model-kwargs", "activation=mish", "drop_rate=0.2"],
+            {"model.options": {"activation": "mish", "drop_rate": 0.2}},
+        ),
+        (["--model-kwargs", "{drop_rate: 0.2}"], {"model.options": {"drop_rate": 0.2}}),
+    ],
+)
+def test_lists_and_options_on_the_command_line(words: list[str], expected: dict[str, Any]) -> None:
+    assert parse_flags(*words) == expected

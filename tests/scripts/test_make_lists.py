@@ -55,6 +55,17 @@ def test_an_impossible_share_writes_nothing(pets: Path, run_script: Run, share: 
     assert not list(pets.glob("*.txt"))
 
 
+def test_the_folder_above_the_splits_is_refused(tmp_path: Path, run_script: Run) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i in range(3):
+            draw_jpeg(tmp_path / split / "cat" / f"{i}.jpg", rng)
+    done = run_script("scripts/make_lists.py", tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"give {tmp_path / 'train'}" in done.stderr
+    assert not list(tmp_path.glob("*.txt"))
+
+
 def test_lists_that_are_there_stay(pets: Path, run_script: Run) -> None:
     (pets / "val_list.txt").write_text("mine\n")
     done = run_script("scripts/make_lists.py", pets)
