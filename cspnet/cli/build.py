@@ -38,7 +38,6 @@ __all__ = [
     "build_train_loader",
     "build_validation",
     "convert_sync_bn",
-    "default_run_folder",
     "open_splits",
 ]
 
@@ -232,12 +231,3 @@ def build_state(
         window=Sums(device),
         epoch_sums=Sums(device),
     )
-
-
-def default_run_folder(recipe_file: Path | None, model_name: str, stamp: str) -> Path:
-    """runs/<recipe>-<time>, with a number behind it if that is taken."""
-    name = recipe_file.stem if recipe_file else model_name.replace("/", "_")
-    folder, number = Path("runs") / f"{name}-{stamp}", 2
-    while os.path.lexists(folder):
-        folder, number = Path("runs") / f"{name}-{stamp}-{number}", number + 1
-    return folder

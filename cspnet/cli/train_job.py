@@ -1,9 +1,8 @@
-"""train.py behind its command line: the run's folder, resuming, and the objects that `fit` works with."""
+"""train.py behind its command line: from a parsed command line to the objects that `fit` works with."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,29 +12,24 @@ import torch
 
 import cspnet
 from cspnet.cli import build
+from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
+from cspnet.cli.run_folder import Start, find_start, prepare_folder
 from cspnet.data.loader import TrainLoader
-from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RunFolderError, shared_errors
+from cspnet.errors import EXIT_DONE, CheckpointError, DataError, shared_errors
 from cspnet.optim.schedule import build_schedule
 from cspnet.optim.sgd import peak_lr
-from cspnet.recipe.load import list_differences, load_recipe, recipe_to_values, recipe_to_yaml
+from cspnet.recipe.load import load_recipe, recipe_to_values, recipe_to_yaml
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import World, join_world, on_main, read_world
-from cspnet.runtime.files import write_atomically
-from cspnet.training.checkpoint import FORMAT, find_checkpoint, holds_checkpoints, newest_step, read_checkpoint
+from cspnet.training.checkpoint import FORMAT, read_checkpoint
 from cspnet.training.loop import Run, fit
-from cspnet.training.state import Progress, TrainState
+from cspnet.training.state import TrainState
 from cspnet.weights import load_weights
-from cspnet.weights.load import load_state_dict
 
 __all__ = ["TrainJob", "run_train_job"]
-
-# What may differ between a run and its continuation without making it another run: where and how it is computed.
-_FREE_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.prefetch", "train.device", "train.batch_size",
-              "train.accumulate", "eval.batch_size", "log.every_steps", "log.tensorboard", "checkpoint.every_steps",
-              "checkpoint.keep", "model.pretrained", "model.num_classes")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,20 +51,12 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
-class _Start:
-    """Where a run starts: its folder, and the checkpoint it goes on from."""
-
-    folder: Path | None
-    checkpoint_file: Path | None
-
-
-@dataclass(frozen=True)
 class _Context:
     """What every part of the job needs to know."""
 
     job: TrainJob
     recipe: Recipe
-    start: _Start
+    start: Start
     checkpoint: Mapping[str, Any] | None
     world: World
     device: torch.device
@@ -84,7 +70,7 @@ def run_train_job(job: TrainJob) -> int:
         world = read_world()
         console = Console(world.rank)
     with join_world(world):
-        start = on_main(world, lambda: _find_start(job, console))
+        start = on_main(world, lambda: find_start(job.output_dir, job.resume, writes=job.writes, warn=console.warn))
         checkpoint = read_checkpoint(start.checkpoint_file) if start.checkpoint_file else None
         with shared_errors():
             recipe = _resolve_recipe(job, checkpoint, start)
@@ -101,15 +87,15 @@ def _run(context: _Context) -> int:
         state = _build_state(context, splits)
         loader = build.build_train_loader(context.recipe, splits, context.world, context.device)
         if context.checkpoint is not None and not job.test_only:
-            _check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
-            _say_differences(context, context.checkpoint["recipe"])
+            check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
+            say_differences(context.checkpoint["recipe"], context.recipe, console)
     _warn_of_odd_settings(context, splits, loader.plan.steps_per_epoch)
     if context.checkpoint is not None and state.progress.step >= _total_steps(context.recipe, loader):
         console.say(f"{context.start.checkpoint_file}: the run is finished: {state.progress.step:,} steps are done")
         if not job.test_only:
             return EXIT_DONE
     if job.writes:
-        folder = on_main(context.world, lambda: _prepare_folder(job, context.recipe, context.start))
+        folder = on_main(context.world, lambda: prepare_folder(job.recipe_file, context.recipe, context.start))
         context = replace(context, start=replace(context.start, folder=folder))
     run = _build_run(context, splits, state, loader)
     try:
@@ -130,7 +116,7 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
     recipe, checkpoint, start = context.recipe, context.checkpoint, context.start
     model = build.build_model(recipe, splits.num_classes, context.device)
     if checkpoint is not None:
-        _check_checkpoint(checkpoint, recipe, splits, start)
+        check_checkpoint(checkpoint, recipe, splits, start)
     elif recipe.model.pretrained:
         report = load_weights(model, recipe.model.pretrained)
         context.console.say(str(report))
@@ -138,7 +124,7 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
         model = build.convert_sync_bn(model, context.device)
     state = build.build_state(recipe, model, context.world, context.device, context.amp_dtype)
     if checkpoint is not None:
-        _restore(state, checkpoint, context.world, start, context.console)
+        restore(state, checkpoint, context.world, start, context.console)
     return state
 
 
@@ -210,142 +196,13 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, steps_per_epo
         )
 
 
-def _find_start(job: TrainJob, console: Console) -> _Start:
-    """The run's folder and checkpoint. Nothing is written yet.
-
-    Raises:
-        RunFolderError, CheckpointError: the folder holds another run, or there is nothing to resume from.
-    """
-    folder = job.output_dir
-    if job.resume == "auto":
-        if folder is None:
-            raise RunFolderError(
-                "--resume auto looks for checkpoints in the run's folder: name it with --output-dir DIR"
-            )
-        found = find_checkpoint(folder / "checkpoints", console.warn)
-        return _Start(folder if job.writes else None, found[0] if found else None)
-    if job.resume is not None:
-        file = Path(job.resume)
-        step = read_checkpoint(file)["progress"]["step"]
-        own_folder = file.resolve().parent.parent if file.resolve().parent.name == "checkpoints" else None
-        if job.writes and folder is None and own_folder is None:
-            raise RunFolderError(
-                f"--resume {file}: not in a run's checkpoints folder; say where to go on with --output-dir DIR"
-            )
-        if job.writes and folder is not None and folder.resolve() != own_folder:
-            _refuse_used_folder(folder)
-        elif job.writes and newest_step(file.resolve().parent) > step:
-            raise RunFolderError(
-                f"--resume {file}: its run has newer checkpoints; go on elsewhere with --output-dir DIR"
-            )
-        return _Start((folder or own_folder) if job.writes else None, file)
-    if job.writes and folder is not None:
-        _refuse_used_folder(folder)
-    return _Start(folder if job.writes else None, None)
-
-
-def _refuse_used_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"{folder}: is a file; --output-dir needs a folder")
-    used = [name for name in ("recipe.yaml", "metrics.jsonl") if (folder / name).exists()]
-    if used or holds_checkpoints(folder / "checkpoints"):
-        raise RunFolderError(
-            f"{folder}: already holds a run; go on with it by --resume auto, or choose another --output-dir"
-        )
-
-
-def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: _Start) -> Recipe:
+def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: Start) -> Recipe:
     """The recipe of the run. A resumed run without --recipe goes on by its own."""
     if checkpoint is None:
         return load_recipe(job.recipe_file, job.overrides).recipe
     saved = checkpoint["recipe"]
     below = [] if job.recipe_file else [(f"the recipe in {start.checkpoint_file}", saved)]
     return load_recipe(job.recipe_file, job.overrides, below).recipe
-
-
-def _say_differences(context: _Context, saved: Mapping[str, Any]) -> None:
-    for key, old, new in list_differences(saved, context.recipe):
-        if key not in _FREE_KEYS:
-            context.console.warn(
-                f"{key} was {old} when the run was saved and is {new} now: the run will not be the one it was"
-            )
-
-
-def _check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, start: _Start) -> None:
-    """Refuse a checkpoint of another model or another number of classes."""
-    where = start.checkpoint_file
-    for what, saved, now in (
-        ("model", checkpoint["arch"], recipe.model.name),
-        ("number of classes", checkpoint["num_classes"], splits.num_classes),
-    ):
-        if saved != now:
-            raise CheckpointError(
-                f"{where}: its {what} is {saved}, this run's is {now}; to start from its weights use --pretrained"
-            )
-
-
-def _check_same_run(
-    checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, global_batch_size: int, start: _Start
-) -> None:
-    """Refuse what would not go on from the same sample: other pictures, another global batch, another seed."""
-    where = start.checkpoint_file
-    if checkpoint["data"]["fingerprint"] != splits.train.fingerprint:
-        raise DataError(
-            f"{where}: it was trained on another set of pictures ({checkpoint['data']['num_samples']} of them, now "
-            f"{len(splits.train)}), so it cannot go on from the same sample; to start from its weights use --pretrained"
-        )
-
-    saved = checkpoint["global_batch_size"]
-    if saved != global_batch_size:
-        raise CheckpointError(
-            f"{where}: its steps take {saved} pictures, this run's {global_batch_size}; "
-            f"keep processes x --batch-size x --accumulate at {saved}"
-        )
-    seed = checkpoint["recipe"].get("train.seed", recipe.train.seed)
-    if seed != recipe.train.seed:
-        raise CheckpointError(f"{where}: its seed is {seed}, this run's is {recipe.train.seed}; keep --seed {seed}")
-
-
-def _restore(state: TrainState, checkpoint: Mapping[str, Any], world: World, start: _Start, console: Console) -> None:
-    """Fill a fresh state from a checkpoint."""
-    where = str(start.checkpoint_file)
-    load_state_dict(state.model, checkpoint["state_dict"], where=where)
-    if state.ema is not None:
-        average = checkpoint["state_dict_ema"]
-        if average is None:
-            console.warn(f"{where}: holds no moving average; it starts from the weights")
-        load_state_dict(state.ema.module, average or checkpoint["state_dict"], where=where)
-    try:
-        state.optimizer.load_state_dict(checkpoint["optimizer"])
-    except ValueError as error:
-        raise CheckpointError(
-            f"{where}: its optimizer has other parameter groups: keep optim.decay_norm_and_bias"
-        ) from error
-    if checkpoint["scaler"] and state.scaler.is_enabled():
-        state.scaler.load_state_dict(checkpoint["scaler"])
-    state.progress = Progress(**checkpoint["progress"])
-    ranks = checkpoint["ranks"]
-    if len(ranks) == world.size:
-        state.load_rank_dict(ranks[world.rank])
-    else:
-        console.warn(
-            f"saved by {len(ranks)} processes, resumed by {world.size}: dropout and BatchNorm will differ from then"
-        )
-
-
-def _prepare_folder(job: TrainJob, recipe: Recipe, start: _Start) -> Path:
-    """Make the run's folder and write its recipe."""
-    folder = start.folder
-    if folder is None:
-        folder = build.default_run_folder(job.recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for leftover in (folder / "checkpoints").glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
-        write_atomically(folder / "recipe.yaml", recipe_to_yaml(recipe).encode())
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error
-    return folder
 
 
 def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: int) -> dict[str, Any]:
@@ -380,7 +237,7 @@ def _test_only(context: _Context, run: Run) -> None:
         context.console.say(f"moving average:{run.validate(run.state.ema.module)}")
 
 
-def _say_start(run: Run, splits: build.Splits, start: _Start, console: Console) -> None:
+def _say_start(run: Run, splits: build.Splits, start: Start, console: Console) -> None:
     plan, cfg = run.plan, run.recipe
     params = sum(p.numel() for p in run.state.model.parameters())
     val = f"{len(splits.val):,} to validate" if splits.val is not None else "no validation"

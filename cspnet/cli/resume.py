@@ -1,0 +1,92 @@
+"""Going on from a checkpoint: does it belong to this run, and filling a fresh state from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cspnet.cli import build
+from cspnet.cli.run_folder import Start
+from cspnet.errors import CheckpointError, DataError
+from cspnet.recipe.load import list_differences
+from cspnet.recipe.schema import Recipe
+from cspnet.reporting.console import Console
+from cspnet.runtime.distributed import World
+from cspnet.training.state import Progress, TrainState
+from cspnet.weights.load import load_state_dict
+
+__all__ = ["check_checkpoint", "check_same_run", "restore", "say_differences"]
+
+# What may differ between a run and its continuation without making it another run: where and how it is computed.
+_FREE_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.prefetch", "train.device", "train.batch_size",
+              "train.accumulate", "eval.batch_size", "log.every_steps", "log.tensorboard", "checkpoint.every_steps",
+              "checkpoint.keep", "model.pretrained", "model.num_classes")  # fmt: skip
+
+
+def say_differences(saved: Mapping[str, Any], recipe: Recipe, console: Console) -> None:
+    """Name every setting that makes a continued run another one than was saved."""
+    for key, old, new in list_differences(saved, recipe):
+        if key not in _FREE_KEYS:
+            console.warn(f"{key} was {old} when the run was saved and is {new} now: the run will not be the one it was")
+
+
+def check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, start: Start) -> None:
+    """Refuse a checkpoint of another model or another number of classes."""
+    where = start.checkpoint_file
+    for what, saved, now in (
+        ("model", checkpoint["arch"], recipe.model.name),
+        ("number of classes", checkpoint["num_classes"], splits.num_classes),
+    ):
+        if saved != now:
+            raise CheckpointError(
+                f"{where}: its {what} is {saved}, this run's is {now}; to start from its weights use --pretrained"
+            )
+
+
+def check_same_run(
+    checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, global_batch_size: int, start: Start
+) -> None:
+    """Refuse what would not go on from the same sample: other pictures, another global batch, another seed."""
+    where = start.checkpoint_file
+    if checkpoint["data"]["fingerprint"] != splits.train.fingerprint:
+        raise DataError(
+            f"{where}: it was trained on another set of pictures ({checkpoint['data']['num_samples']} of them, now "
+            f"{len(splits.train)}), so it cannot go on from the same sample; to start from its weights use --pretrained"
+        )
+
+    saved = checkpoint["global_batch_size"]
+    if saved != global_batch_size:
+        raise CheckpointError(
+            f"{where}: its steps take {saved} pictures, this run's {global_batch_size}; "
+            f"keep processes x --batch-size x --accumulate at {saved}"
+        )
+    seed = checkpoint["recipe"].get("train.seed", recipe.train.seed)
+    if seed != recipe.train.seed:
+        raise CheckpointError(f"{where}: its seed is {seed}, this run's is {recipe.train.seed}; keep --seed {seed}")
+
+
+def restore(state: TrainState, checkpoint: Mapping[str, Any], world: World, start: Start, console: Console) -> None:
+    """Fill a fresh state from a checkpoint."""
+    where = str(start.checkpoint_file)
+    load_state_dict(state.model, checkpoint["state_dict"], where=where)
+    if state.ema is not None:
+        average = checkpoint["state_dict_ema"]
+        if average is None:
+            console.warn(f"{where}: holds no moving average; it starts from the weights")
+        load_state_dict(state.ema.module, average or checkpoint["state_dict"], where=where)
+    try:
+        state.optimizer.load_state_dict(checkpoint["optimizer"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}: its optimizer has other parameter groups: keep optim.decay_norm_and_bias"
+        ) from error
+    if checkpoint["scaler"] and state.scaler.is_enabled():
+        state.scaler.load_state_dict(checkpoint["scaler"])
+    state.progress = Progress(**checkpoint["progress"])
+    ranks = checkpoint["ranks"]
+    if len(ranks) == world.size:
+        state.load_rank_dict(ranks[world.rank])
+    else:
+        console.warn(
+            f"saved by {len(ranks)} processes, resumed by {world.size}: dropout and BatchNorm will differ from then"
+        )
