@@ -53,7 +53,6 @@ def check_same_run(
             f"{where}: it was trained on another set of pictures ({checkpoint['data']['num_samples']} of them, now "
             f"{len(splits.train)}), so it cannot go on from the same sample; to start from its weights use --pretrained"
         )
-
     saved = checkpoint["global_batch_size"]
     if saved != global_batch_size:
         raise CheckpointError(

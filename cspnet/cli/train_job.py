@@ -89,7 +89,7 @@ def _run(context: _Context) -> int:
         if context.checkpoint is not None and not job.test_only:
             check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
             say_differences(context.checkpoint["recipe"], context.recipe, console)
-    _warn_of_odd_settings(context, splits, loader.plan.steps_per_epoch)
+    _warn_of_odd_settings(context, splits, loader)
     if context.checkpoint is not None and state.progress.step >= _total_steps(context.recipe, loader):
         console.say(f"{context.start.checkpoint_file}: the run is finished: {state.progress.step:,} steps are done")
         if not job.test_only:
@@ -184,12 +184,12 @@ def _total_steps(recipe: Recipe, loader: TrainLoader) -> int:
     return recipe.train.steps or recipe.train.epochs * loader.plan.steps_per_epoch
 
 
-def _warn_of_odd_settings(context: _Context, splits: build.Splits, steps_per_epoch: int) -> None:
+def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: TrainLoader) -> None:
     cfg, console = context.recipe, context.console
     if splits.num_classes == 1:
         console.warn("there is one class only: there is nothing to learn")
-    warmup_steps = cfg.schedule.warmup_steps or round(cfg.schedule.warmup_epochs * steps_per_epoch)
-    total_steps = cfg.train.steps or cfg.train.epochs * steps_per_epoch
+    warmup_steps = cfg.schedule.warmup_steps or round(cfg.schedule.warmup_epochs * loader.plan.steps_per_epoch)
+    total_steps = _total_steps(cfg, loader)
     if warmup_steps >= total_steps and not context.job.test_only:
         console.warn(
             f"the warm-up takes {warmup_steps:,} steps and the whole run {total_steps:,}: lr never gets to its peak"

@@ -71,8 +71,8 @@ def count_classes(model: nn.Module, state: Mapping[str, Tensor], *, where: str) 
 
 
 def _classifier(model: nn.Module) -> str:
-    """The name of the last linear layer."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    """The name of the last linear layer; empty if there is none (SqueezeNet classifies by a convolution)."""
+    return next(reversed([name for name, module in model.named_modules() if isinstance(module, nn.Linear)]), "")
 
 
 def load_state_dict(

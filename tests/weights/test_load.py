@@ -321,3 +321,11 @@ def test_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, save: Callab
     if save is save_pickle:  # it would have worked
         pickle.loads(file.read_bytes())
         assert mark.exists()
+
+
+def test_a_network_without_a_linear_layer_is_refused_in_words(tmp_path: Path) -> None:
+    """SqueezeNet classifies by a convolution: another class count is an error, not a crash."""
+    saved = cspnet.create_model("torchvision/squeezenet1_1", 5).state_dict()
+    torch.save(saved, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        cspnet.load_weights(cspnet.create_model("torchvision/squeezenet1_1", 3), tmp_path / "weights.pth")
