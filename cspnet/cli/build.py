@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,12 +21,14 @@ from cspnet.errors import DataError, DeviceError, ModelError, RecipeError
 from cspnet.evaluation.evaluate import evaluate
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.models import create_model
+from cspnet.models.darknet_cfg import CFG_PREFIX, read_cfg_text
 from cspnet.optim.ema import Ema
 from cspnet.optim.sgd import build_optimizer
 from cspnet.recipe.schema import DataRecipe, Recipe
 from cspnet.runtime.distributed import World, on_main
 from cspnet.runtime.random import integer_at
 from cspnet.training.state import Sums, TrainState
+from cspnet.weights import Preprocessing
 
 __all__ = [
     "EvalGeometry",
@@ -38,6 +41,8 @@ __all__ = [
     "build_train_loader",
     "build_validation",
     "convert_sync_bn",
+    "embed_cfg",
+    "geometry_values",
     "open_splits",
 ]
 
@@ -73,6 +78,17 @@ class EvalGeometry:
 def build_geometry(cfg: DataRecipe) -> EvalGeometry:
     """The validation geometry of a recipe."""
     return EvalGeometry(cfg.val_px or cfg.train_px, cfg.crop_ratio, cfg.val_interpolation, cfg.mean, cfg.std, cfg.exif)
+
+
+def geometry_values(preprocessing: Preprocessing) -> dict[str, Any]:
+    """{dotted key of the recipe: value} of the pictures that weights were made for."""
+    return {
+        "data.val_px": preprocessing.size_px,
+        "data.crop_ratio": preprocessing.crop_ratio,
+        "data.val_interpolation": preprocessing.interpolation,
+        "data.mean": list(preprocessing.mean),
+        "data.std": list(preprocessing.std),
+    }
 
 
 def open_splits(recipe: Recipe, world: World) -> Splits:
@@ -168,10 +184,31 @@ def build_normalizer(recipe: Recipe, device: torch.device) -> Normalizer:
     return Normalizer(recipe.data.mean, recipe.data.std, device, recipe.train.channels_last)
 
 
+def embed_cfg(recipe: Recipe) -> Recipe:
+    """The recipe with the text of its `cfg/<file>` network inside, so that run and checkpoints are complete alone.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    model = recipe.model
+    if not model.name.startswith(CFG_PREFIX) or "text" in model.options:
+        return recipe
+    return replace(recipe, model=replace(model, options={**model.options, "text": read_cfg_text(model.name)}))
+
+
 def build_model(recipe: Recipe, num_classes: int, device: torch.device) -> nn.Module:
-    """The raw model, initialised from the recipe's seed, on its device."""
+    """The raw model, initialised from the recipe's seed, on its device.
+
+    Raises:
+        ModelError: unknown, or it cannot do what the recipe asks.
+    """
     torch.manual_seed(integer_at(recipe.train.seed, "initial weights"))
     model = create_model(recipe.model.name, num_classes, **recipe.model.options)
+    if recipe.train.grad_checkpointing:
+        enable = getattr(model, "set_grad_checkpointing", None)
+        if not callable(enable):
+            raise ModelError(f"train.grad_checkpointing: {recipe.model.name} has no such mode")
+        enable()
     memory_format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     _check_input(recipe, model, device)

@@ -198,11 +198,10 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: Train
 
 def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: Start) -> Recipe:
     """The recipe of the run. A resumed run without --recipe goes on by its own."""
-    if checkpoint is None:
-        return load_recipe(job.recipe_file, job.overrides).recipe
-    saved = checkpoint["recipe"]
-    below = [] if job.recipe_file else [(f"the recipe in {start.checkpoint_file}", saved)]
-    return load_recipe(job.recipe_file, job.overrides, below).recipe
+    below = []
+    if checkpoint is not None and not job.recipe_file:
+        below = [(f"the recipe in {start.checkpoint_file}", checkpoint["recipe"])]
+    return build.embed_cfg(load_recipe(job.recipe_file, job.overrides, below).recipe)
 
 
 def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: int) -> dict[str, Any]:

@@ -78,6 +78,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--precision": ("train.precision",),
     "--channels-last": ("train.channels_last",),
     "--sync-bn": ("train.sync_bn",),
+    "--grad-checkpointing": ("train.grad_checkpointing",),
     "--seed": ("train.seed",),
     "-vb": ("eval.batch_size",),
     "--validation-batch-size": ("eval.batch_size",),

@@ -65,7 +65,7 @@ class ModelRecipe:
     """The network."""
 
     name: str = "cspdarknet53"
-    """A name of cspnet.list_models(), or timm/<name> or torchvision/<name>."""
+    """A name of cspnet.list_models(), cfg/<Darknet cfg file>, or timm/<name> or torchvision/<name>."""
     num_classes: PositiveCount | None = None
     """Outputs of the classifier; null takes the number of classes of the data."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -216,6 +216,8 @@ class TrainRecipe:
     """auto: bf16 where the hardware computes it natively, else fp16 on a GPU, else fp32."""
     channels_last: bool = True
     """Keep pictures and weights in NHWC memory order."""
+    grad_checkpointing: bool = False
+    """Keep less for the backward pass and compute it again: slower, and larger batches fit."""
     sync_bn: bool = False
     """BatchNorm statistics over all processes (GPU only)."""
     seed: Count = 42

@@ -1,216 +1,81 @@
-"""The networks against timm's, which has the same graph under the same names."""
+"""The table of networks: its rows, their counts, and the options with their errors."""
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import nn
 
 from cspnet.errors import ModelError
 from cspnet.models import create_model, list_models
+from cspnet.models.blocks import DarkBlock, ElasticDarkBlock, InvertedBlock
 from cspnet.models.zoo import ZOO
+from tests.models.comparing import draw_images
 
-PARAMS = {"cspdarknet53": 27_642_184, "cspresnet50": 21_616_168, "cspresnext50": 20_569_896}
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "mish": nn.Mish}
-
-
-@torch.no_grad()
-def scramble_norms(model: nn.Module, seed: int) -> None:
-    """Random scales and shifts, and running statistics near those of a batch: a fresh BatchNorm would hide mistakes."""
-    torch.manual_seed(seed)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for module in norms:
-        module.weight.uniform_(0.5, 1.5)
-        module.bias.normal_(0, 0.2)
-        module.momentum = 1.0
-    model.train()(draw_images(4, 64))
-    model.eval()
-    for module in norms:
-        module.momentum = 0.1
-        module.running_mean += torch.randn_like(module.running_mean) * 0.2 * module.running_var.sqrt()
-        module.running_var *= torch.empty_like(module.running_var).uniform_(0.5, 1.5)
-
-
-def replace_activations(model: nn.Module, create: Any) -> nn.Module:
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.LeakyReLU):
-                setattr(module, name, create())
-    return model
+# Learnable parameters and convolution weights of the authors' cfg files, counted from the files themselves.
+CFG_COUNTS = {
+    "darknet53": (41.6099, 41.573),
+    "csdarknet53": (27.6422, 27.606),
+    "csdarknet53_omega": (27.6422, 27.606),
+    "csdarknet53_elastic": (19.0816, 19.045),
+    "resnet50_darknet": (22.7805, 22.734),
+    "csresnet50": (21.6078, 21.567),
+    "csresnet50_omega": (21.6078, 21.567),
+    "csresnet50_elastic": (29.8484, 29.796),
+    "resnext50_darknet": (22.2523, 22.191),
+    "csresnext50": (20.5575, 20.499),
+    "csresnext50_omega": (20.5575, 20.499),
+    "csresnext50_elastic": (16.9163, 16.858),
+    "mobilenet_v2_darknet": (3.5060, 3.471),
+    "csmobilenet_v2": (2.5414, 2.513),
+    "resnet10": (5.2450, 5.240),
+}
 
 
-def draw_images(batch: int, side_px: int, chs: int = 3) -> torch.Tensor:
-    return torch.randn(batch, chs, side_px, side_px, generator=torch.Generator().manual_seed(7))
-
-
-def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
-    assert value.shape == reference.shape
-    return ((value - reference).abs().max() / reference.abs().max()).item()
-
-
-@pytest.fixture(scope="module", params=PARAMS)
-def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
-    """Our network and timm's with the same weights. Read only."""
-    torch.manual_seed(0)
-    theirs = timm.create_model(request.param)
-    scramble_norms(theirs, seed=1)
-    ours = create_model(request.param)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    return ours.eval(), theirs.eval()
-
-
-@pytest.fixture(scope="module", params=PARAMS)
-def fresh_pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
-    """Our network and timm's as they are initialised, from different seeds. Read only."""
-    torch.manual_seed(2)
-    ours = create_model(request.param)
-    torch.manual_seed(3)
-    return ours, timm.create_model(request.param)
-
-
-@torch.no_grad()
-def test_same_weights_give_timms_logits(pair: tuple[nn.Module, nn.Module]) -> None:
-    ours, theirs = pair
-    images = draw_images(2, 96)
-    logits = theirs(images)
-    assert (logits[0] - logits[1]).abs().max() > 0.01 * logits.abs().max()
-    assert relative_error(ours(images), logits) <= 1e-5
-    assert relative_error(ours.forward_features(images), theirs.forward_features(images)) <= 1e-5
-
-
-def test_same_weights_give_timms_gradients_and_running_statistics(pair: tuple[nn.Module, nn.Module]) -> None:
-    images, targets = draw_images(2, 64).double(), torch.tensor([3, 700])
-    models = [copy.deepcopy(model).double().train() for model in pair]
-    for model in models:
-        F.cross_entropy(model(images), targets).backward()
-    ours, theirs = ({name: p.grad for name, p in model.named_parameters()} for model in models)
-    assert ours.keys() == theirs.keys()
-    for name, grad in theirs.items():
-        assert grad.norm() > 0, name
-        assert (ours[name] - grad).norm() <= 1e-8 * grad.norm(), name
-    before = dict(pair[1].named_buffers())
-    buffers = dict(models[0].named_buffers())
-    for name, reference in models[1].named_buffers():
-        assert not torch.equal(reference, before[name].to(reference.dtype)), name
-        torch.testing.assert_close(buffers[name], reference, rtol=1e-9, atol=1e-12)
-
-
-def test_state_dicts_load_in_both_directions(pair: tuple[nn.Module, nn.Module]) -> None:
-    ours, theirs = pair
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    for source, name in ((ours, "timm"), (theirs, "cspnet")):
-        key = next(name for name, entry in ZOO.items() if entry.spec == ours.spec)
-        target = timm.create_model(key) if name == "timm" else create_model(key)
-        target.load_state_dict(source.state_dict(), strict=True)
-        assert all(torch.equal(target.state_dict()[k], v) for k, v in source.state_dict().items())
-
-
-@pytest.mark.parametrize(("name", "params"), PARAMS.items())
-def test_parameter_counts_are_the_published_ones(name: str, params: int) -> None:
+def create_on_meta(name: str, **options: Any) -> nn.Module:
     with torch.device("meta"):
-        assert sum(p.numel() for p in create_model(name, num_classes=1000).parameters()) == params
+        return create_model(name, **options)
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_row_states_its_parameter_count(name: str) -> None:
-    with torch.device("meta"):
-        assert sum(p.numel() for p in create_model(name).parameters()) == ZOO[name].params
+    assert sum(p.numel() for p in create_on_meta(name).parameters()) == ZOO[name].params
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_every_network_trains_a_step(name: str) -> None:
-    torch.manual_seed(0)
-    model = create_model(name, num_classes=5, zero_init_last=False).train()
-    before = {key: p.detach().clone() for key, p in model.named_parameters()}
-    logits = model(draw_images(2, 64))
-    assert logits.shape == (2, 5)
-    loss = F.cross_entropy(logits, torch.tensor([1, 4]))
-    loss.backward()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-    assert loss.isfinite()
-    for key, p in model.named_parameters():
-        assert p.grad is not None, key
-        assert p.grad.isfinite().all() and p.grad.abs().max() > 0, key
-        assert not torch.equal(p, before[key]), key
+@pytest.mark.parametrize("name", CFG_COUNTS)
+def test_cfg_rows_have_the_counts_of_the_files(name: str) -> None:
+    model = create_on_meta(name)
+    learnable_m, conv_weights_m = CFG_COUNTS[name]
+    # The classifier is a convolution in the files: its weights count.
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(learnable_m, abs=0.5e-4)
+    assert weights / 1e6 == pytest.approx(conv_weights_m, abs=0.5e-3)
+    published = ZOO[name].published
+    assert published is not None
+    if published.conv_weights_m is not None:
+        assert weights / 1e6 == pytest.approx(published.conv_weights_m, abs=0.5e-2)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", PARAMS)
-def test_features_are_timms(name: str) -> None:
-    theirs = timm.create_model(name, features_only=True).eval()
-    scramble_norms(theirs, seed=4)
-    weights = {
-        key.replace("stem_", "stem.", 1).replace("stages_", "stages.", 1): value
-        for key, value in theirs.state_dict().items()
-    }
-    ours = create_model(name, features_only=True).eval()
-    ours.load_state_dict(weights, strict=True)
-    assert ours.feature_info.channels() == theirs.feature_info.channels()
-    assert ours.feature_info.reduction() == theirs.feature_info.reduction()
-    assert ours.feature_info.module_name() == theirs.feature_info.module_name()
-    images = draw_images(2, 64)
-    references = theirs(images)
-    features = ours(images)
-    assert len(features) == len(references)
-    for value, reference, reduction in zip(features, references, ours.feature_info.reduction(), strict=True):
-        assert relative_error(value, reference) <= 1e-5
-        assert value.shape[2:] == (64 // reduction, 64 // reduction)
+def test_every_row_says_where_it_is_from() -> None:
+    assert {name for name, entry in ZOO.items() if entry.source.startswith("cfg/")} == set(CFG_COUNTS)
+    for name, entry in ZOO.items():
+        assert entry.source, name
+        assert entry.baseline is None or entry.baseline in ZOO, name
+        if entry.status == "reconstruction" and entry.published:
+            assert "not a claim" in entry.published.source, name
+        if entry.status == "ours":
+            assert entry.published is None, name
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("out_indices", [(0,), (1, 3), (0, 2, 4), [4]])
-def test_out_indices_choose_features_as_timms_do(out_indices: tuple[int, ...]) -> None:
-    theirs = timm.create_model("cspresnet50", features_only=True, out_indices=out_indices)
-    ours = create_model("cspresnet50", features_only=True, out_indices=out_indices).eval()
-    assert ours.feature_info.channels() == theirs.feature_info.channels()
-    assert ours.feature_info.reduction() == theirs.feature_info.reduction()
-    every = create_model("cspresnet50", features_only=True).eval()
-    every.load_state_dict(ours.state_dict())
-    images = draw_images(1, 32)
-    chosen = ours(images)
-    features = every(images)
-    assert [x.shape for x in chosen] == [x.shape for x in theirs.eval()(images)]
-    assert all(torch.equal(x, features[i]) for x, i in zip(chosen, out_indices, strict=True))
-
-
-def test_a_classifiers_weights_load_into_its_backbone() -> None:
-    classifier = create_model("cspdarknet_tiny")
-    backbone = create_model("cspdarknet_tiny", features_only=True)
-    result = backbone.load_state_dict(classifier.state_dict(), strict=False)
-    assert result.missing_keys == []
-    assert sorted(result.unexpected_keys) == ["head.fc.bias", "head.fc.weight"]
-
-
-def test_initialisation_has_timms_distribution(fresh_pair: tuple[nn.Module, nn.Module]) -> None:
-    ours, theirs = (dict(model.named_parameters()) for model in fresh_pair)
-    for name, timms in theirs.items():
-        value, reference = ours[name].detach(), timms.detach()
-        if value.ndim == 1:
-            assert torch.equal(value, reference), name
-            continue
-        assert not torch.equal(value, reference), name
-        # A standard deviation of n normal values has a relative error of 1 / sqrt(2 n): six times that of both.
-        n = value.numel()
-        assert abs(math.log(value.std() / reference.std())) < 6 / math.sqrt(n), name
-        assert abs(value.mean()) < 6 * value.std() / math.sqrt(n), name
-        if n > 10_000:  # a uniform distribution ends at sqrt(3) standard deviations
-            assert value.abs().max() > 3 * value.std(), name
-
-
-def test_the_scales_timm_zeroes_are_zero(fresh_pair: tuple[nn.Module, nn.Module]) -> None:
-    ours, theirs = (
-        {name for name, p in model.named_parameters() if name.endswith("bn.weight") and not p.any()}
-        for model in fresh_pair
-    )
-    assert ours
-    assert ours == theirs
+def test_list_models_is_the_zoo_by_pattern() -> None:
+    assert list_models() == sorted(ZOO)
+    assert set(list_models("cspres*")) == {name for name in ZOO if name.startswith("cspres")} != set()
+    assert list_models("nothing*") == []
 
 
 def test_zero_init_last_can_be_turned_off() -> None:
@@ -218,34 +83,51 @@ def test_zero_init_last_can_be_turned_off() -> None:
     assert all(torch.all(m.weight == 1) for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(
-    ("name", "overrides", "create"),
-    [
-        *(("cspdarknet53", {"activation": key}, value) for key, value in ACTIVATIONS.items()),
-        ("cspdarknet53", {"leaky_slope": 0.1}, lambda: nn.LeakyReLU(0.1)),
-        ("cspresnet50", {"activation": "mish"}, nn.Mish),
-    ],
+    ("name", "kind", "count_in_block"),
+    [("cspdarknet_tiny", DarkBlock, 1), ("csdarknet53_elastic", ElasticDarkBlock, 2), ("csmobilenet_v2", None, 1)],
 )
-def test_activation_overrides(name: str, overrides: dict[str, Any], create: Any) -> None:
-    theirs = timm.create_model(name).eval()
-    scramble_norms(theirs, seed=5)
-    ours = create_model(name, **overrides).eval()
-    ours.load_state_dict(theirs.state_dict())
-    images = draw_images(2, 64)
-    plain = theirs(images)
-    expected = replace_activations(theirs, create)(images)
-    assert relative_error(plain, expected) > 1e-2
-    assert relative_error(ours(images), expected) <= 1e-5
+def test_zero_init_last_makes_every_residual_block_the_identity(name: str, kind: Any, count_in_block: int) -> None:
+    model = create_model(name, zero_init_last=True).eval()
+    zeroed = sum(not m.weight.any() for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    residual = [
+        m for m in model.modules() if isinstance(m, kind or InvertedBlock) and getattr(m, "shortcut", None) is not None
+    ]
+    assert len(residual) > 0
+    assert zeroed == count_in_block * len(residual)
+    for block in residual:
+        first = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
+        x = draw_images(1, 4, first.in_channels * count_in_block)
+        torch.testing.assert_close(block(x), x)
 
 
-@torch.no_grad()
-def test_in_chs_override() -> None:
-    theirs = timm.create_model("cspdarknet53", in_chans=1).eval()
-    ours = create_model("cspdarknet53", in_chs=1).eval()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    images = draw_images(2, 64, chs=1)
-    assert relative_error(ours(images), theirs(images)) <= 1e-5
+@pytest.mark.parametrize("name", ["csdarknet53", "csresnext50", "csmobilenet_v2"])
+def test_darknets_initialisation_is_uniform_in_its_bounds(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(name)
+    assert ZOO[name].spec.init == "darknet"
+    for key, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert torch.all(module.weight == 1) and not module.bias.any(), key
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            # size * size * channels / groups, as convolutional_layer.c has it
+            inputs = module.kernel_size[0] ** 2 * module.in_channels // module.groups if key != "head.fc" else None
+            bound = math.sqrt(2 / (inputs or module.in_features))
+            weight, n = module.weight.detach(), module.weight.numel()
+            assert weight.abs().max() <= bound * (1 + 1e-6), key
+            assert abs(weight.mean()) < 6 * weight.std() / math.sqrt(n), key
+            # A uniform distribution's second moment has a relative error of sqrt(0.8 / n).
+            assert abs(weight.square().mean() / (bound**2 / 3) - 1) < 6 * math.sqrt(0.8 / n), key
+            assert weight.abs().max() > bound * (1 - 20 / n), key
+    assert not model.head.fc.bias.any()
+
+
+def test_init_is_an_option() -> None:
+    torch.manual_seed(0)
+    darknet = create_model("cspdarknet_tiny", init="darknet").head.fc.weight
+    timms = create_model("cspdarknet_tiny", init="timm").head.fc.weight
+    assert darknet.abs().max() <= math.sqrt(2 / 128)
+    assert darknet.std() > 5 * timms.std()
 
 
 def test_bn_momentum_override() -> None:
@@ -269,27 +151,53 @@ def test_drop_rate_drops_in_training_only() -> None:
     torch.testing.assert_close(model.eval().head(x), torch.ones(64, 128))
 
 
+TINY = "cspdarknet_tiny"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
         ("cspdarknet35", {}, "unknown model cspdarknet35; did you mean cspdarknet53?"),
         ("cspresnet5", {}, "did you mean cspresnet50?"),
         ("zzz", {}, "known: .*cspdarknet53"),
-        ("cspdarknet_tiny", {"activaton": "mish"}, "unknown option activaton; did you mean activation?"),
-        ("cspdarknet_tiny", {"stem": None}, "unknown option stem"),
-        ("cspdarknet_tiny", {"activation": "gelu"}, "activation=gelu: use .*mish"),
-        ("cspdarknet_tiny", {"drop_rate": 1.0}, "drop_rate=1.0"),
-        ("cspdarknet_tiny", {"drop_rate": -0.1}, "drop_rate=-0.1"),
-        ("cspdarknet_tiny", {"drop_rate": float("nan")}, "drop_rate=nan"),
-        ("cspdarknet_tiny", {"drop_rate": "0.5"}, "drop_rate='0.5': expected float"),
-        ("cspdarknet_tiny", {"zero_init_last": 1}, "zero_init_last=1: expected bool"),
-        ("cspdarknet_tiny", {"in_chs": 3.0}, "in_chs=3.0: expected int"),
-        ("cspdarknet_tiny", {"in_chs": True}, "in_chs=True: expected int"),
-        ("cspdarknet_tiny", {"in_chs": 0}, "in_chs"),
-        ("cspdarknet_tiny", {"groups": 7}, "groups"),
-        ("cspdarknet_tiny", {"num_classes": 0}, "num_classes"),
-        ("cspdarknet_tiny", {"features_only": True, "out_indices": (9,)}, "out_indices"),
-        ("cspdarknet_tiny", {"features_only": True, "out_indices": ()}, "out_indices"),
+        (TINY, {"activaton": "mish"}, "unknown option activaton; did you mean activation?"),
+        (TINY, {"stem": None}, "unknown option stem"),
+        (TINY, {"head_chs": 64}, "unknown option head_chs"),
+        (TINY, {"groups": 7}, "unknown option groups"),
+        (TINY, {"activation": "gelu"}, "activation=gelu: use .*mish"),
+        (TINY, {"init": "xavier"}, "init=xavier: use timm, darknet"),
+        (TINY, {"drop_rate": 1.0}, "drop_rate=1.0"),
+        (TINY, {"drop_rate": -0.1}, "drop_rate=-0.1"),
+        (TINY, {"drop_rate": float("nan")}, "drop_rate=nan"),
+        (TINY, {"drop_rate": "0.5"}, "drop_rate='0.5': expected float"),
+        (TINY, {"bn_momentum": 0.0}, "bn_momentum=0.0"),
+        (TINY, {"leaky_slope": float("inf")}, "leaky_slope=inf"),
+        (TINY, {"zero_init_last": 1}, "zero_init_last=1: expected bool"),
+        (TINY, {"in_chs": 3.0}, "in_chs=3.0: expected int"),
+        (TINY, {"in_chs": True}, "in_chs=True: expected int"),
+        (TINY, {"in_chs": 0}, "in_chs=0"),
+        (TINY, {"in_chans": 0}, "in_chs=0"),
+        (TINY, {"in_chans": 1, "in_chs": 1}, "in_chans and in_chs"),
+        (TINY, {"num_classes": -1}, "num_classes=-1"),
+        (TINY, {"out_indices": (1,)}, "out_indices needs features_only"),
+        (TINY, {"features_only": True, "out_indices": (9,)}, "out_indices"),
+        (TINY, {"features_only": True, "out_indices": (4,)}, "out_indices.*from -4 to 3"),
+        (TINY, {"features_only": True, "out_indices": (-5,)}, "out_indices"),
+        (TINY, {"features_only": True, "out_indices": ()}, "out_indices"),
+        (TINY, {"fusion": "middle"}, "fusion=middle: use csp, first, last"),
+        (TINY, {"fusion": "none"}, "fusion=none"),
+        (TINY, {"gamma": 0.0}, "gamma=0.0"),
+        (TINY, {"gamma": 1.0}, "gamma=1.0"),
+        (TINY, {"gamma": float("nan")}, "gamma=nan"),
+        (TINY, {"gamma": "0.5"}, "gamma='0.5': expected float"),
+        (TINY, {"gamma": 0.3}, "gamma=0.3: the widths of stage 1 do not come out whole"),
+        (TINY, {"gamma": 0.001}, "gamma=0.001: the widths"),
+        ("csppeleenet", {"gamma": 0.3}, "gamma=0.3: the widths of stage 1 do not come out whole"),
+        ("csresnext50", {"gamma": 0.25}, "csresnext50: gamma is for even stages; .*stage 1"),
+        ("resnet10", {"gamma": 0.25}, "resnet10: fusion and gamma"),
+        ("darknet53", {"fusion": "last"}, "darknet53: fusion and gamma"),
+        ("peleenet", {"fusion": "csp"}, "peleenet: fusion and gamma"),
+        ("csmobilenet_v2", {"fusion": "first"}, "csmobilenet_v2: fusion and gamma"),
         ("timm/no_such_network", {}, "timm/no_such_network"),
         ("timm/resnet18", {"no_such_option": 1}, "no_such_option"),
         ("timm/resnet18", {"features_only": True, "out_indices": (9,)}, "timm/resnet18"),
@@ -326,9 +234,3 @@ def test_foreign_backbone() -> None:
     features = model(draw_images(1, 64))
     assert [x.shape[1] for x in features] == model.feature_info.channels()
     assert [64 // x.shape[2] for x in features] == model.feature_info.reduction()
-
-
-def test_list_models_is_the_zoo_by_pattern() -> None:
-    assert list_models() == sorted(ZOO)
-    assert set(list_models("cspres*")) == {name for name in ZOO if name.startswith("cspres")} != set()
-    assert list_models("nothing*") == []

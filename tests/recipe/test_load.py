@@ -83,6 +83,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "train.device": ("cpu", "cpu"),
     "train.precision": ("fp32", "fp32"),
     "train.channels_last": ("false", False),
+    "train.grad_checkpointing": ("true", True),
     "train.sync_bn": ("true", True),
     "train.seed": ("7", 7),
     "eval.batch_size": ("500", 500),

@@ -1,0 +1,1 @@
+"""The rows of the table of networks, by where they come from."""

@@ -1,0 +1,35 @@
+"""Our own small networks, for small pictures, the demo and the tests. They carry no published figure."""
+
+from __future__ import annotations
+
+from cspnet.models.rows.entry import ZooEntry, csp, stem
+from cspnet.models.spec import NetworkSpec
+
+__all__ = ["ROWS"]
+
+_CIFAR = NetworkSpec(
+    stem(64, pool="max3"),
+    (
+        csp(2, 1, 64, 32, 96, 96, 160),
+        csp(2, 2, 256, 64, 192, 192, 256),
+        csp(1, 2, 256, 64, 192, 192, 256),
+    ),
+    activation="silu",
+    zero_init_last=False,
+)
+
+_TINY = NetworkSpec(
+    stem(16, stride=2),
+    (
+        csp(1, 2, 32, 16, 16, 16, 32),
+        csp(1, 2, 64, 32, 32, 32, 64),
+        csp(2, 2, 128, 64, 64, 64, 128),
+    ),
+)
+
+_OURS = "ours; no published figure"
+
+ROWS = {
+    "cspdarknet_cifar": ZooEntry(_CIFAR, _OURS, 2_889_000, "ours", 32),
+    "cspdarknet_tiny": ZooEntry(_TINY, _OURS, 371_608, "ours", 64),
+}
