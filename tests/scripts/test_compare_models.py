@@ -1,0 +1,185 @@
+"""The authors' table comes out of our networks, and wrong wishes are refused in one line."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Table = dict[str, dict[str, str]]
+
+# (name, #Parameter in millions, BFLOPs) as printed. Source: the README of WongKinYiu/CrossStagePartialNetworks.
+README = [
+    ("darknet53", "41.57", "18.57"),
+    ("csdarknet53", "27.61", "13.07"),
+    ("csdarknet53_elastic", None, "7.74"),
+    ("resnet50_darknet", "22.73", "9.74"),
+    ("csresnet50", "21.57", "8.97"),
+    ("csresnet50_elastic", None, "9.36"),
+    ("resnext50_darknet", "22.19", "10.11"),
+    ("csresnext50", "20.50", "7.93"),
+    ("csresnext50_elastic", None, "5.45"),
+    # 1.0155 in convolutions and 0.0011 in pools: Darknet counts local average pools too (maxpool_layer.c makes both).
+    ("peleenet", "2.79", "1.017"),
+    ("mobilenet_v2_darknet", "3.47", "0.858"),
+    ("csmobilenet_v2", "2.51", "0.764"),
+    ("resnet10", "5.24", "2.273"),
+]
+# (name, change of #Parameter, change of BFLOPs) in percent, as printed there.
+CHANGES = [
+    ("csdarknet53", -34, -30),
+    ("csdarknet53_elastic", None, -58),
+    ("csresnet50", -5, -8),
+    ("csresnet50_elastic", None, -4),
+    ("csresnext50", -8, -22),
+    ("csresnext50_elastic", None, -46),
+    ("csmobilenet_v2", -28, -11),
+]
+
+
+def read_csv(file: Path) -> Table:
+    with file.open(newline="") as lines:
+        return {row["model"]: row for row in csv.DictReader(lines)}
+
+
+@pytest.fixture(scope="module")
+def zoo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The whole zoo, each network at its own size, as CSV and as Markdown. Read only."""
+    folder = tmp_path_factory.mktemp("table")
+    files = folder / "zoo.csv", folder / "zoo.md"
+    command = [sys.executable, "scripts/compare_models.py", "--csv", str(files[0]), "--markdown", str(files[1])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > len(read_csv(files[0]))
+    return files
+
+
+@pytest.fixture(scope="module")
+def zoo_table(zoo_files: tuple[Path, Path]) -> Table:
+    return read_csv(zoo_files[0])
+
+
+def test_the_table_in_the_documents_is_the_current_one(zoo_files: tuple[Path, Path]) -> None:
+    text = (ROOT / "docs" / "MODELS.md").read_text()
+    assert text.split("-->\n")[1].startswith(zoo_files[1].read_text() + "<!-- end of table")
+
+
+def agrees(counted: float, printed: str) -> bool:
+    """Less than one unit of the last digit apart: the README rounds some figures and cuts others (9.749 -> 9.74)."""
+    return abs(counted - float(printed)) < 10.0 ** -len(printed.split(".")[1])
+
+
+@pytest.mark.parametrize(("name", "params_m", "bflops"), README)
+def test_the_readmes_table_of_the_authors_repository_is_reproduced(
+    zoo_table: Table, name: str, params_m: str | None, bflops: str
+) -> None:
+    row = zoo_table[name]
+    if params_m is not None:
+        assert agrees(int(row["conv_weights"]) / 1e6, params_m), row["conv_weights"]
+    assert agrees(float(row["bflops"]), bflops), row["bflops"]
+
+
+@pytest.mark.parametrize(("name", "params", "bflops"), CHANGES)
+def test_the_readmes_changes_are_reproduced(zoo_table: Table, name: str, params: int | None, bflops: int) -> None:
+    row = zoo_table[name]
+    if params is not None:
+        assert round(100 * (float(row["conv_weights_ratio"]) - 1)) == params
+    assert round(100 * (float(row["bflops_ratio"]) - 1)) == bflops
+
+
+def test_published_figures_of_the_zoo_are_its_own(zoo_table: Table) -> None:
+    compared = [row for row in zoo_table.values() if row["published_bflops"] and row["status"] == "exact"]
+    assert compared
+    for row in compared:
+        assert float(row["bflops"]) == pytest.approx(float(row["published_bflops"]), rel=2e-3), row["model"]
+    for row in (row for row in zoo_table.values() if row["published_conv_weights_m"] and row["status"] == "exact"):
+        conv_weights_m = int(row["conv_weights"]) / 1e6
+        assert conv_weights_m == pytest.approx(float(row["published_conv_weights_m"]), abs=0.01), row["model"]
+
+
+def test_a_baseline_joins_and_other_libraries_networks_are_taken(run_script: Run, tmp_path: Path) -> None:
+    files = tmp_path / "t.csv", tmp_path / "t.md"
+    done = run_script(
+        *("scripts/compare_models.py", "csdarknet53", "timm/resnet18", "csdarknet5?", "--size", 128),
+        *("--csv", files[0], "--markdown", files[1]),
+    )
+    assert done.returncode == 0, done.stderr
+    table = read_csv(files[0])
+    assert list(table) == ["darknet53", "csdarknet53", "timm/resnet18"]
+    assert {row["input_px"] for row in table.values()} == {"128"}
+    assert 4 * float(table["darknet53"]["bflops"]) == pytest.approx(18.576, rel=1e-3)  # a quarter of the pixels
+    assert "| csdarknet53 | darknet53 | exact | 128 |" in files[1].read_text()
+    assert "(-34 %)" in done.stdout
+
+
+def test_a_cfg_file_is_counted_at_its_own_size(run_script: Run, tmp_path: Path) -> None:
+    layers = (
+        "[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=leaky\n[avgpool]\n[convolutional]\nfilters=9\nsize=1\n"
+    )
+    (tmp_path / "tiny.cfg").write_text(f"[net]\nheight=20\nwidth=20\nchannels=1\n{layers}[softmax]\n")
+    done = run_script("scripts/compare_models.py", f"cfg/{tmp_path}/tiny.cfg", "--csv", tmp_path / "t.csv")
+    assert done.returncode == 0, done.stderr
+    (row,) = read_csv(tmp_path / "t.csv").values()
+    assert (row["input_px"], row["status"]) == ("20", "")
+    assert int(row["conv_weights"]) == 9 * 4 + 4 * 1000
+    assert int(row["macs"]) == 9 * 4 * 400 + 4 * 1000
+
+
+@pytest.mark.slow
+def test_measuring_a_small_network(run_script: Run, tmp_path: Path) -> None:
+    done = run_script(
+        *("scripts/compare_models.py", "cspdarknet_tiny", "--size", 32, "--csv", tmp_path / "t.csv"),
+        *("--measure", "--batch-size", 4, "--repeats", 3, "--steps", 1, "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    row = read_csv(tmp_path / "t.csv")["cspdarknet_tiny"]
+    for what in ("forward", "training"):
+        low, middle, high = (float(row[f"{what}_images_per_s{end}"]) for end in ("_min", "", "_max"))
+        assert 0 < low <= middle <= high
+    assert float(row["forward_images_per_s"]) > float(row["training_images_per_s"])
+    assert (row["repeats"], row["peak_memory_bytes"]) == ("3", "")
+    assert "not measured" in done.stdout
+    assert "batch 4, 3 repeats of 1 batches" in row["conditions"]
+
+
+REFUSED = {
+    "no match": (["csdarknet35"], "'csdarknet35' matches no model; did you mean csdarknet53?"),
+    "no match at all": (["zzz*"], "there are"),
+    "no such timm model": (["timm/no_such_model"], "timm"),
+    "size 0": (["--size", "0"], "--size 0: use a number from 8"),
+    "too small for it": (
+        ["torchvision/alexnet", "--size", "32"],
+        "model torchvision/alexnet: cannot take a picture of 3 x 32 x 32",
+    ),
+    "not a number": (["--size", "big"], "--size"),
+    "no folder": (["--csv", "no/such/folder/t.csv"], "no folder"),
+    "a folder": (["--markdown", "."], "is not a file"),
+    "no name": (["--csv", ""], "empty path"),
+    "repeats without measuring": (["--repeats", "3"], "add --measure"),
+    "no repeats": (["--measure", "--repeats", "0"], "--repeats 0: use a number from 1"),
+    "unknown precision": (["--measure", "--precision", "fp8"], "--precision fp8: use auto"),
+    "unknown device": (["cspdarknet_tiny", "--measure", "--device", "abacus"], "abacus"),
+    "unknown flag": (["--meassure"], "did you mean --measure?"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_wish_is_refused_in_one_line(run_script: Run, case: str) -> None:
+    flags, said = REFUSED[case]
+    done = run_script("scripts/compare_models.py", *flags)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    assert said in done.stderr
+
+
+def test_help_is_complete(run_script: Run) -> None:
+    done = run_script("scripts/compare_models.py", "--help")
+    assert done.returncode == 0
+    for flag in ("--size", "--measure", "--csv", "--markdown", "--device", "--batch-size", "--repeats", "BFLOPs"):
+        assert flag in done.stdout
