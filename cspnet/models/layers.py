@@ -50,10 +50,12 @@ class Shortcut(nn.Module):
         stride_y, stride_x = -(-earlier.shape[2] // x.shape[2]), -(-earlier.shape[3] // x.shape[3])
         if stride_y > 1 or stride_x > 1:
             earlier = earlier[:, :, ::stride_y, ::stride_x]
-        chs = min(x.shape[1], earlier.shape[1])
-        if chs == x.shape[1]:
+        chs, earlier_chs = x.shape[1], earlier.shape[1]
+        if earlier_chs == chs:  # a slice of all channels would cost the backward pass a copy
+            return x + earlier
+        if earlier_chs > chs:
             return x + earlier[:, :chs]
-        return torch.cat([x[:, :chs] + earlier, x[:, chs:]], dim=1)
+        return torch.cat([x[:, :earlier_chs] + earlier, x[:, earlier_chs:]], dim=1)
 
 
 class TwoWayPool(nn.Module):

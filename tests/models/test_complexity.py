@@ -14,6 +14,8 @@ from cspnet.errors import ModelError
 from cspnet.models import create_model
 from cspnet.models.complexity import Complexity, count_complexity
 from cspnet.models.layers import Shortcut
+from cspnet.models.zoo import ZOO
+from tests.models.darknet_cfgs import CFGS
 
 
 class Small(nn.Module):
@@ -141,3 +143,12 @@ def test_timms_networks_cost_the_same(name: str, input_px: int, gmacs: float) ->
     assert (counted.params, counted.conv_weights) == (expected.params, expected.conv_weights)
     assert (counted.macs, counted.activations, counted.cio) == (expected.macs, expected.activations, expected.cio)
     assert round(counted.macs / 1e9, 3) == gmacs
+
+
+@pytest.mark.parametrize("name", sorted(CFGS.keys() & ZOO.keys()))
+def test_a_native_network_costs_what_its_cfg_file_costs(name: str) -> None:
+    with torch.device("meta"):
+        native, cfg = create_model(name), create_model("cfg/x", text=CFGS[name]())
+    counted, reference = (count_complexity(model, ZOO[name].input_px) for model in (native, cfg))
+    for key in ("params", "conv_weights", "macs", "bflops"):
+        assert getattr(counted, key) == getattr(reference, key), key

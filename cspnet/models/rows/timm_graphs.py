@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cspnet.models.rows.entry import ZooEntry, csp, stem
+from cspnet.models.rows.entry import Published, ZooEntry, csp, stem
 from cspnet.models.spec import NetworkSpec
 
 __all__ = ["DARK53_STAGES", "ROWS"]
@@ -62,18 +62,29 @@ _CSPRESNEXT50 = NetworkSpec(
     ),
 )
 
-_TIMM = "timm/models/cspnet.py"
+_SOURCE = "timm/models/cspnet.py"
+# RMSProp, RandAugment, moving average; validated at 256 px, crop ratio 0.887. Not what SGD with a poly schedule gives.
+_RA = "timm results-imagenet.csv, ra_in1k weights (another training than the authors')"
+
+
+def _timm(
+    spec: NetworkSpec, params: int, baseline: str, acc1: float | None = None, acc5: float | None = None
+) -> ZooEntry:
+    published = Published(None, None, acc1, acc5, _RA) if acc1 else None
+    return ZooEntry(spec, _SOURCE, params, baseline=baseline, published=published)
+
 
 ROWS = {
-    "cspdarknet53": ZooEntry(_CSPDARKNET53, _TIMM, 27_642_184, baseline="darknet53"),
+    "cspdarknet53": _timm(_CSPDARKNET53, 27_642_184, "darknet53", 80.078, 95.060),
     "cspdarknet53_mish": ZooEntry(
         replace(_CSPDARKNET53, activation="mish"),
         "DeepSparkHub cspdarknet53 (timm's graph with Mish)",
         27_642_184,
         baseline="darknet53",
+        published=Published(None, None, 76.644, None, "DeepSparkHub cspdarknet53 README, at 224 px"),
     ),
-    "cspresnet50": ZooEntry(_CSPRESNET50, _TIMM, 21_616_168, baseline="resnet50_darknet"),
-    "cspresnet50d": ZooEntry(_CSPRESNET50D, _TIMM, 21_635_400, baseline="resnet50_darknet"),
-    "cspresnet50w": ZooEntry(_CSPRESNET50W, _TIMM, 28_118_216, baseline="resnet50_darknet"),
-    "cspresnext50": ZooEntry(_CSPRESNEXT50, _TIMM, 20_569_896, baseline="resnext50_darknet"),
+    "cspresnet50": _timm(_CSPRESNET50, 21_616_168, "resnet50_darknet", 79.578, 94.698),
+    "cspresnet50d": _timm(_CSPRESNET50D, 21_635_400, "resnet50_darknet"),
+    "cspresnet50w": _timm(_CSPRESNET50W, 28_118_216, "resnet50_darknet"),
+    "cspresnext50": _timm(_CSPRESNEXT50, 20_569_896, "resnext50_darknet", 80.548, 95.330),
 }
