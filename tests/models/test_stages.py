@@ -201,5 +201,5 @@ def test_partition_without_a_wish_changes_nothing() -> None:
 
 def test_partition_refuses_groups_that_do_not_divide() -> None:
     spec = NetworkSpec(StemSpec((ConvSpec(6, 3),)), (csp(1, 1, 6, 8, 8, 8, 10, kind="bottleneck", groups=8),))
-    with pytest.raises(ModelError, match="gamma=0.25: the widths of stage 1"):
+    with pytest.raises(ModelError, match=r"gamma=0\.25: the widths of stage 1"):
         partition(spec, gamma=0.25)

@@ -112,7 +112,8 @@ def test_state_dicts_load_in_both_directions(pair: Pair) -> None:
             target = create(name)
         target = target.to_empty(device="cpu")
         target.load_state_dict(source.state_dict(), strict=True)
-        assert all(torch.equal(target.state_dict()[k], v) for k, v in source.state_dict().items())
+        loaded = target.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in source.state_dict().items())
 
 
 @pytest.mark.parametrize(("name", "params"), PARAMS.items())
