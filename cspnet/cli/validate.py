@@ -16,9 +16,10 @@ _DESCRIPTION = """Validate a checkpoint: every picture of the split exactly once
 
   python3 validate.py --checkpoint runs/mine/checkpoints/best.pt --data-path DIR
   torchrun --nproc_per_node=8 validate.py --checkpoint FILE --data-path DIR
-  python3 validate.py --model cspresnet50 --checkpoint timm_weights.safetensors --data-path DIR
+  python3 validate.py --model cspresnet50 --weights FILE --data-path DIR
 
-A checkpoint of train.py says by itself which model it is and how large its pictures are."""
+A checkpoint of train.py says by itself which model it is. Files of timm, mmpretrain, DeepSpark and Darknet (.weights)
+need --model. Size, crop and colours are those the weights were published or trained with, unless given here."""
 
 
 def create_parser() -> FlagParser:
@@ -26,7 +27,9 @@ def create_parser() -> FlagParser:
     parser = FlagParser(prog="validate.py", description=_DESCRIPTION)
     parser.add_argument("data", nargs="?", help="the data set's folder, as --data-path")
     what = parser.add_argument_group("what")
-    what.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint or weight file")
+    what.add_argument(
+        "--checkpoint", "--weights", type=Path, required=True, metavar="FILE", help="checkpoint or weight file"
+    )
     what.add_argument("--model", "-a", "--arch", metavar="NAME", help="model of a weight file that does not name it")
     what.add_argument(
         "--ema",
@@ -40,13 +43,11 @@ def create_parser() -> FlagParser:
     data.add_argument(
         "--val-split", "--val-list", metavar="NAME", help="folder or list file of the split [as in training]"
     )
-    data.add_argument(
-        "--img-size", "--val-crop-size", type=int, metavar="PX", help="side of a picture [the checkpoint's]"
-    )
-    data.add_argument("--crop-pct", "--crop-ratio", type=float, metavar="RATIO", help="centre share [the checkpoint's]")
-    data.add_argument("--interpolation", metavar="NAME", help="bilinear, bicubic, … [the checkpoint's]")
-    data.add_argument("--mean", nargs="+", metavar="VALUE", help="of red, green, blue [the checkpoint's]")
-    data.add_argument("--std", nargs="+", metavar="VALUE", help="of red, green, blue [the checkpoint's]")
+    data.add_argument("--img-size", "--val-crop-size", type=int, metavar="PX", help="side of a picture [the weights']")
+    data.add_argument("--crop-pct", "--crop-ratio", type=float, metavar="RATIO", help="centre share [the weights']")
+    data.add_argument("--interpolation", metavar="NAME", help="bilinear, bicubic, … [the weights']")
+    data.add_argument("--mean", nargs="+", metavar="VALUE", help="of red, green, blue [the weights']")
+    data.add_argument("--std", nargs="+", metavar="VALUE", help="of red, green, blue [the weights']")
     data.add_argument("--exif", choices=("apply", "ignore"), help="EXIF orientation [as in training]")
     data.add_argument("-j", "--workers", type=int, metavar="N", help="reading processes per process [from the cores]")
     how = parser.add_argument_group("how")

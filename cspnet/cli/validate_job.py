@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cspnet.cli import build
 from cspnet.data.index import SampleIndex, find_split, open_index
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, UserError, shared_errors
 from cspnet.models import create_model
-from cspnet.recipe.load import load_recipe
+from cspnet.recipe.load import COMMAND_LINE, DEFAULT, load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
 from cspnet.runtime.files import write_atomically
-from cspnet.weights.files import read_tensors
-from cspnet.weights.load import count_classes, extract_state_dict, load_state_dict
+from cspnet.weights.darknet import DarknetFile
+from cspnet.weights.load import count_classes, load_state_dict
+from cspnet.weights.match import Weights, describes_itself, match_weights, read_weight_file
 
 __all__ = ["ValidateJob", "run_validate_job"]
+
+_GEOMETRY_KEYS = ("data.val_px", "data.crop_ratio", "data.val_interpolation", "data.mean", "data.std")
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,11 @@ class _Subject:
     """What a file says about itself: weights, recipe, class names."""
 
     recipe: Recipe
-    state: Mapping[str, Tensor]
-    is_average: bool
+    weights: Weights
     num_classes: int
     classes: tuple[str, ...]
+    geometry_source: str
+    """Where size, crop, interpolation and colours of the pictures come from."""
 
 
 def run_validate_job(job: ValidateJob) -> int:
@@ -61,15 +65,18 @@ def run_validate_job(job: ValidateJob) -> int:
         device = choose_device(job.overrides["train.device"], world.local_rank)
     with join_world(world):
         with shared_errors():
-            subject = _read_subject(job, read_tensors(job.checkpoint))
-            recipe = subject.recipe
+            subject = _read_subject(job, read_weight_file(job.checkpoint))
+            recipe, weights = subject.recipe, subject.weights
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
             model = build.build_model(recipe, subject.num_classes, device)
-            load_state_dict(model, subject.state, where=str(job.checkpoint))
+            load_state_dict(model, weights.state, where=str(job.checkpoint))
         index = on_main(world, lambda: _open_index(job, subject))
         geometry = build.build_geometry(recipe.data)
-        weights = "moving average" if subject.is_average else "raw weights"
-        console.say(f"{recipe.model.name}, {weights}, {len(index):,} pictures at {geometry}, {device}")
+        kind = "moving average" if weights.is_average else "raw weights"
+        console.say(f"{recipe.model.name}, {kind}, {len(index):,} pictures at {geometry}, {device}")
+        console.say(f"geometry from {subject.geometry_source}")
+        for warning in weights.warnings:
+            console.warn(f"{job.checkpoint}: {warning}")
         validate = build.build_validation(
             recipe,
             index,
@@ -89,7 +96,8 @@ def run_validate_job(job: ValidateJob) -> int:
                 **result.to_dict(),
                 "model": recipe.model.name,
                 "checkpoint": str(job.checkpoint),
-                "weights": "ema" if subject.is_average else "raw",
+                "weights": "ema" if weights.is_average else "raw",
+                "layout": weights.layout,
                 "eval_cfg": asdict(geometry),
                 "precision": str(amp_dtype).removeprefix("torch."),
             }
@@ -97,28 +105,47 @@ def run_validate_job(job: ValidateJob) -> int:
     return EXIT_DONE
 
 
-def _read_subject(job: ValidateJob, content: Mapping[str, Any]) -> _Subject:
+def _read_subject(job: ValidateJob, content: Mapping[str, Any] | DarknetFile) -> _Subject:
     """Weights and recipe of a file: a checkpoint of ours, or a plain weight file whose model --model names."""
     where = str(job.checkpoint)
-    source = {None: "auto", True: "ema", False: "raw"}[job.ema]
-    state = extract_state_dict(content, source=source, where=where)
-    is_average = source != "raw" and content.get("state_dict_ema") is not None
-    saved = content.get("recipe")
-    if isinstance(saved, dict) and {"arch", "num_classes", "classes"} <= set(content):
-        if job.overrides.get("model.name", content["arch"]) != content["arch"]:
+    which = {None: "auto", True: "ema", False: "raw"}[job.ema]
+    about = content if describes_itself(content) else None
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if about is not None:
+        if job.overrides.get("model.name", about["arch"]) != about["arch"]:
             raise CheckpointError(
-                f"{where}: holds {content['arch']}, not {job.overrides['model.name']}; leave --model out"
+                f"{where}: holds {about['arch']}, not {job.overrides['model.name']}; leave --model out"
             )
         # Where the data lay in training says nothing about where it lies now.
-        layer = {key: value for key, value in saved.items() if key not in ("data.workers", "train.device")}
-        recipe = load_recipe(None, job.overrides, [(where, layer)]).recipe
-        return _Subject(recipe, state, is_average, content["num_classes"], tuple(content["classes"]))
-    if "model.name" not in job.overrides:
+        saved = {key: value for key, value in about["recipe"].items() if key not in ("data.workers", "train.device")}
+        layers.append((where, saved))
+    elif "model.name" not in job.overrides:
         raise CheckpointError(f"{where}: does not say which model it holds; name it with --model NAME")
-    recipe = load_recipe(None, job.overrides).recipe
+    model = load_recipe(None, job.overrides, layers).recipe.model
     with torch.device("meta"):
-        num_classes = count_classes(create_model(recipe.model.name), state, where=where)
-    return _Subject(recipe, state, is_average, num_classes, ())
+        template = create_model(model.name, **model.options)
+    weights = match_weights(content, template, which=which, where=where)
+    if about is None and weights.preprocessing is not None:
+        layers.append((f"{where} ({weights.layout})", build.geometry_values(weights.preprocessing)))
+    resolved = load_recipe(None, job.overrides, layers)
+    return _Subject(
+        recipe=resolved.recipe,
+        weights=weights,
+        num_classes=about["num_classes"] if about else count_classes(template, weights.state, where=where),
+        classes=tuple(about["classes"]) if about else (),
+        geometry_source=_describe_sources({key: resolved.sources[key] for key in _GEOMETRY_KEYS}),
+    )
+
+
+def _describe_sources(sources: Mapping[str, str]) -> str:
+    """`FILE; val_px from the command line`: the source of most keys first, then the others by name."""
+    names = {COMMAND_LINE: "the command line", DEFAULT: "the default recipe, as the file does not say"}
+    (most, _), *others = Counter(sources.values()).most_common()
+    text = names.get(most, most)
+    for source, _ in others:
+        keys = ", ".join(key.removeprefix("data.") for key in sources if sources[key] == source)
+        text += f"; {keys} from {names.get(source, source)}"
+    return text
 
 
 def _open_index(job: ValidateJob, subject: _Subject) -> SampleIndex:

@@ -1,22 +1,32 @@
-"""Reading tensor files: nothing but tensors and built-in types, checked against the checksum beside them."""
+"""Tensor files: read without running any code and checked against the checksum beside them; written as a whole."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from cspnet.errors import CheckpointError
+from cspnet.runtime.files import replacing
 
-__all__ = ["checksum_file", "hash_file", "read_tensors", "verify_checksum"]
+__all__ = ["checksum_file", "hash_file", "read_tensors", "verify_checksum", "write_safetensors"]
+
+_ABOUT = "cspnet"
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """The dictionary in a .pt, .pth, .pth.tar or .safetensors file, on the CPU. No code in it is ever run.
+
+    A .safetensors file of ours comes as {"state_dict": tensors, "arch": ..., ...}, like a checkpoint. Of all Python
+    classes only argparse.Namespace is let through, a plain record that DeepSpark and torchvision keep under `args`.
 
     Raises:
         CheckpointError: missing, damaged, or holding more than tensors and built-in types.
@@ -26,10 +36,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
     verify_checksum(path)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        with warnings.catch_warnings():  # of pickles that are refused in the next moment
+            return _read_safetensors(path)
+        # Warnings are of pickles that are refused in the next moment.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -44,6 +53,31 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found a {type(content).__name__}")
     return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
+    return {**about, "state_dict": tensors} if about else tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write a .safetensors file of ours; it is complete or absent.
+
+    Args:
+        tensors: contiguous, and none of them shares its memory with another.
+        about: what a checkpoint says beside its weights (arch, num_classes, classes, recipe, eval_cfg), of types that
+            JSON has; it is kept in the file's header, where other readers pass over it.
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file(dict(tensors), temporary, metadata={"format": "pt", _ABOUT: json.dumps(dict(about))})
 
 
 def checksum_file(path: Path) -> Path:

@@ -1,23 +1,23 @@
-"""Weights from a file into a model. Ours and timm's share their key names; wrappers and prefixes are taken off."""
+"""Weights from a file into a model: all of them or none.
+
+file ─ read_weight_file ─▶ what it holds ─ match_weights ─▶ tensors under the model's names ─ load_state_dict ─▶ model
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from cspnet.errors import CheckpointError
-from cspnet.weights.files import read_tensors
+from cspnet.models.darknet_cfg import DarknetCfgNet
+from cspnet.weights.layouts import check_names
+from cspnet.weights.match import SOURCES, WHICH, match_weights, read_weight_file
+from cspnet.weights.preprocessing import Preprocessing
 
-__all__ = ["LoadReport", "count_classes", "extract_state_dict", "load_state_dict", "load_weights"]
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_EMA_WRAPPERS = ("state_dict_ema", "model_ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-SOURCES = ("auto", "raw", "ema")
+__all__ = ["LoadReport", "count_classes", "load_state_dict", "load_weights"]
 
 
 @dataclass(frozen=True)
@@ -25,37 +25,32 @@ class LoadReport:
     """What `load_weights` did."""
 
     path: str
-    num_loaded: int
-    """Tensors taken over."""
+    layout: str
+    """cspnet, timm, mmpretrain, deepspark or darknet."""
+    matched: tuple[str, ...]
+    """Tensors of the model taken over."""
     new_head: tuple[str, ...]
     """Keys of the classifier that kept their fresh values because the file has another number of classes."""
+    leftover: Mapping[str, str]
+    """What the file holds and the model did not take, and why."""
+    preprocessing: Preprocessing | None
+    """What the pictures have to look like; None if neither the file nor its publisher says."""
+    warnings: tuple[str, ...]
+    """Why the model's outputs may not be those of the file's author."""
+
+    @property
+    def num_loaded(self) -> int:
+        """Tensors taken over."""
+        return len(self.matched)
 
     def __str__(self) -> str:
-        text = f"{self.num_loaded} tensors loaded from {self.path}"
-        return text + (f"; new classifier ({', '.join(self.new_head)})" if self.new_head else "")
-
-
-def extract_state_dict(
-    content: Mapping[str, Any], *, source: str = "auto", where: str = "the file"
-) -> dict[str, Tensor]:
-    """The model's tensors in a checkpoint, without wrappers (state_dict, model …) and prefixes (module., _orig_mod.).
-
-    Args:
-        source: raw weights, ema weights, or auto: the moving average where the file has one.
-    Raises:
-        CheckpointError: there are none, or no moving average where one was asked for.
-    """
-    ema = next((content[key] for key in _EMA_WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    raw = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    if source == "ema" and ema is None:
-        raise CheckpointError(f"{where}: holds no moving average of the weights")
-    state = ema if ema is not None and source != "raw" else raw if raw is not None else content
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{where}: holds no weights")
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+        text = f"{self.num_loaded} tensors loaded from {self.path} ({self.layout} layout)"
+        if self.new_head:
+            left = ", ".join(f"{key}: {why}" for key, why in self.leftover.items())
+            text += f"; new classifier ({', '.join(self.new_head)}); left out: {left}"
+        if self.preprocessing is not None:
+            text += f"; made for {self.preprocessing}"
+        return text + "".join(f"; warning: {warning}" for warning in self.warnings)
 
 
 def count_classes(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> int:
@@ -72,6 +67,8 @@ def count_classes(model: nn.Module, state: Mapping[str, Tensor], *, where: str) 
 
 def _classifier(model: nn.Module) -> str:
     """The name of the last linear layer; empty if there is none (SqueezeNet classifies by a convolution)."""
+    if isinstance(model, DarknetCfgNet):
+        return model.classifier_name
     return next(reversed([name for name, module in model.named_modules() if isinstance(module, nn.Linear)]), "")
 
 
@@ -81,7 +78,7 @@ def load_state_dict(
     """Load tensors into a model, all or nothing.
 
     Args:
-        replace_head: leave the classifier as it is when its shapes differ, instead of refusing.
+        replace_head: leave the classifier as it is when its number of classes differs, instead of refusing.
     Returns:
         The keys of the classifier that were left as they are.
     Raises:
@@ -90,16 +87,14 @@ def load_state_dict(
     own = model.state_dict()
     optional = [key for key in own if key.endswith("num_batches_tracked")]  # old files lack these counters
     missing = [key for key in own if key not in state and key not in optional]
-    leftover = [key for key in state if key not in own]
+    check_names(where, missing, [key for key in state if key not in own])
     differing = [key for key in own if key in state and state[key].shape != own[key].shape]
-    head = tuple(key for key in differing if replace_head and key.rpartition(".")[0] == _classifier(model))
+    head = tuple(
+        key
+        for key in differing
+        if replace_head and key.rpartition(".")[0] == _classifier(model) and state[key].shape[1:] == own[key].shape[1:]
+    )
     differing = [key for key in differing if key not in head]
-    for keys, problem in ((missing, "lacks"), (leftover, "has, and the model does not,")):
-        if keys:
-            raise CheckpointError(
-                f"{where}: weights of another model: it {problem} {keys[0]}"
-                + (f" and {len(keys) - 1} more" * (len(keys) > 1))
-            )
     if differing:
         key = differing[0]
         raise CheckpointError(
@@ -109,20 +104,33 @@ def load_state_dict(
     return head
 
 
-def load_weights(model: nn.Module, path: str | Path, source: str = "auto") -> LoadReport:
-    """Load a weight file into a model: our checkpoints, and timm's .pth, .pth.tar and .safetensors.
+def load_weights(model: nn.Module, path: str | Path, source: str = "auto", *, which: str = "auto") -> LoadReport:
+    """Load a weight file into a model: our checkpoints, and files of timm, mmpretrain, DeepSpark and Darknet.
 
-    A classifier with another number of classes keeps its fresh values, and the report says so.
+    A classifier with another number of classes keeps its fresh values, and the report says so. Nothing else may be
+    missing or left over, but for BatchNorm's batch counters, which old files and Darknet's do not have.
 
     Args:
         model: the model to fill.
-        path: the file.
-        source: raw, ema, or auto: the moving average where the file has one.
+        path: the file: .pt, .pth, .pth.tar, .safetensors or .weights.
+        source: its layout, cspnet, timm, mmpretrain, deepspark or darknet; auto finds out.
+        which: raw, ema, or auto: the moving average where the file has one.
     Raises:
         CheckpointError: missing, damaged, or weights of another model; the model is untouched.
     """
-    if source not in SOURCES:
-        raise ValueError(f"source={source!r}: use one of {', '.join(SOURCES)}")
-    state = extract_state_dict(read_tensors(Path(path)), source=source, where=str(path))
-    head = load_state_dict(model, state, where=str(path), replace_head=True)
-    return LoadReport(str(path), len(state) - len(head), head)
+    for name, value, known in (("source", source, SOURCES), ("which", which, WHICH)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: use one of {', '.join(known)}")
+    where = str(path)
+    weights = match_weights(read_weight_file(Path(path), source), model, source=source, which=which, where=where)
+    head = load_state_dict(model, weights.state, where=where, replace_head=True)
+    own = model.state_dict()
+    return LoadReport(
+        path=where,
+        layout=weights.layout,
+        matched=tuple(key for key in weights.state if key not in head),
+        new_head=head,
+        leftover={key: f"{len(weights.state[key])} classes, the model has {len(own[key])}" for key in head},
+        preprocessing=weights.preprocessing,
+        warnings=weights.warnings,
+    )

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import cspnet
 from cspnet.errors import CheckpointError
 from cspnet.weights.files import read_tensors
-from cspnet.weights.load import extract_state_dict, load_weights
+from cspnet.weights.load import load_weights
+from cspnet.weights.match import extract_state_dict
 
 MODEL = "cspdarknet_tiny"
 State = dict[str, Tensor]
@@ -129,33 +130,35 @@ def test_timm_weights_fit(tmp_path: Path) -> None:
 # Which weights
 
 
-@pytest.mark.parametrize(("source", "seed"), [("auto", 2), ("ema", 2), ("raw", 1)])
-def test_source(tmp_path: Path, source: str, seed: int) -> None:
+@pytest.mark.parametrize(("which", "seed"), [("auto", 2), ("ema", 2), ("raw", 1)])
+def test_which(tmp_path: Path, which: str, seed: int) -> None:
     content = {"state_dict": copy_state(build(1)), "state_dict_ema": copy_state(build(2))}
     torch.save(content, tmp_path / "both.pt")
     model = build(3)
-    load_weights(model, tmp_path / "both.pt", source=source)
+    load_weights(model, tmp_path / "both.pt", which=which)
     check_equal(model, copy_state(build(seed)))
 
 
-@pytest.mark.parametrize("source", ["auto", "raw"])
-def test_source_without_an_average(tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize("which", ["auto", "raw"])
+def test_which_without_an_average(tmp_path: Path, which: str) -> None:
     torch.save({"state_dict": copy_state(build(1)), "state_dict_ema": None}, tmp_path / "raw.pt")
     model = build(3)
-    load_weights(model, tmp_path / "raw.pt", source=source)
+    load_weights(model, tmp_path / "raw.pt", which=which)
     check_equal(model, copy_state(build(1)))
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {"w": torch.zeros(1)}}, {"w": torch.zeros(1)}])
 def test_an_average_that_is_not_there(content: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="no moving average"):
-        extract_state_dict(content, source="ema")
+        extract_state_dict(content, which="ema")
 
 
-def test_unknown_source(tmp_path: Path) -> None:
+def test_unknown_choices(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(1)}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match="raw"):
-        load_weights(build(1), tmp_path / "w.pt", source="best")
+        load_weights(build(1), tmp_path / "w.pt", which="best")
+    with pytest.raises(ValueError, match="mmpretrain"):
+        load_weights(build(1), tmp_path / "w.pt", source="keras")
 
 
 # Another number of classes

@@ -1,0 +1,194 @@
+"""Whose weights a file holds, and its tensors under the names of one of our networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from cspnet.errors import CheckpointError
+from cspnet.models.darknet_cfg import DarknetCfgNet
+from cspnet.models.network import CspNet
+from cspnet.models.zoo import ZOO, create_model
+from cspnet.weights.darknet import DarknetFile, find_darknet_graph, read_darknet, state_from_darknet
+from cspnet.weights.files import read_tensors
+from cspnet.weights.layouts import LAYOUTS, detect_layout, find_graph, import_state, reorder_parts
+from cspnet.weights.preprocessing import (
+    Preprocessing,
+    darknet_preprocessing,
+    published_preprocessing,
+    saved_preprocessing,
+)
+
+__all__ = [
+    "SOURCES",
+    "WHICH",
+    "Weights",
+    "describes_itself",
+    "extract_state_dict",
+    "match_weights",
+    "read_weight_file",
+]
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_EMA_WRAPPERS = ("state_dict_ema", "model_ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+SOURCES = ("auto", "cspnet", *LAYOUTS, "darknet")
+WHICH = ("auto", "raw", "ema")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file's weights, under the names of one network."""
+
+    layout: str
+    """cspnet, timm, mmpretrain, deepspark or darknet."""
+    state: Mapping[str, Tensor]
+    is_average: bool
+    """Whether they are a moving average."""
+    preprocessing: Preprocessing | None
+    """What its pictures have to look like; None if neither the file nor its publisher says."""
+    warnings: tuple[str, ...] = ()
+    """Why the network's outputs may not be those of the file's author."""
+    seen: int = 0
+    """Pictures it has been trained on, as Darknet's header says."""
+
+
+def read_weight_file(path: Path, source: str = "auto") -> Mapping[str, Any] | DarknetFile:
+    """What a weight file holds: Darknet's numbers, or a dictionary of tensors.
+
+    Args:
+        source: its layout; auto takes a file for Darknet's by its ending, `.weights`.
+    Raises:
+        CheckpointError: missing, damaged, or holding what is not loaded.
+    """
+    if source == "darknet" or (source == "auto" and path.suffix == ".weights"):
+        return read_darknet(path)
+    return read_tensors(path)
+
+
+def describes_itself(content: Mapping[str, Any] | DarknetFile) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a file names its model, options and classes, as our checkpoints do."""
+    return (
+        isinstance(content, Mapping)
+        and {"num_classes", "classes"} <= set(content)
+        and isinstance(content.get("arch"), str)
+        and isinstance(content.get("recipe"), dict)
+    )
+
+
+def extract_state_dict(
+    content: Mapping[str, Any], *, which: str = "auto", where: str = "the file"
+) -> dict[str, Tensor]:
+    """The model's tensors in a checkpoint, without wrappers (state_dict, model …) and prefixes (module., _orig_mod.).
+
+    Args:
+        which: raw weights, ema weights, or auto: the moving average where the file has one.
+    Raises:
+        CheckpointError: there are none, or no moving average where one was asked for.
+    """
+    ema = _find_average(content)
+    raw = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    if which == "ema" and ema is None:
+        raise CheckpointError(f"{where}: holds no moving average of the weights")
+    state = ema if ema is not None and which != "raw" else raw if raw is not None else content
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{where}: holds no weights")
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def _find_average(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return next((content[key] for key in _EMA_WRAPPERS if isinstance(content.get(key), Mapping)), None)
+
+
+def match_weights(
+    content: Mapping[str, Any] | DarknetFile, model: nn.Module, *, source: str = "auto", which: str = "auto", where: str
+) -> Weights:
+    """A file's tensors under the names of a network, which is not changed and may be on the meta device.
+
+    Args:
+        content: what `read_weight_file` gave for the same source.
+        model: the network, with any number of classes.
+        source: the file's layout, or auto.
+        which: raw, ema, or auto: the moving average where the file has one.
+        where: the file's name, for messages.
+    Raises:
+        CheckpointError: weights of another model.
+    """
+    if isinstance(content, DarknetFile):
+        if which == "ema":
+            raise CheckpointError(f"{where}: holds no moving average of the weights")
+        return _match_darknet(content, model, where)
+    state = extract_state_dict(content, which=which, where=where)
+    is_average = which != "raw" and _find_average(content) is not None
+    if source == "cspnet" or (source == "auto" and describes_itself(content)):
+        return _match_own(content, state, model, is_average)
+    layout = source if source != "auto" else detect_layout(state, model)
+    if layout == "cspnet":
+        return Weights("cspnet", state, is_average, None, _doubt_names(model))
+    theirs = LAYOUTS[layout]
+    preprocessing = published_preprocessing(layout, find_graph(model, theirs.graphs))
+    return Weights(
+        layout,
+        import_state(state, model, theirs, where),
+        is_average,
+        preprocessing,
+        _compare_activations(model, theirs.activation, theirs.leaky_slope, theirs.title),
+    )
+
+
+def _doubt_names(model: nn.Module) -> tuple[str, ...]:
+    """Nothing in a bare dictionary tells the weights of an authors' network from those of timm's with its layers."""
+    if not (isinstance(model, CspNet) and find_graph(model, LAYOUTS["timm"].graphs)):
+        return ()
+    if model.spec.activation != "leaky_relu" and not any(stage.block_first for stage in model.spec.stages):
+        return ()
+    return ("taken for this network's own weights; if they are timm's, read them with the source timm",)
+
+
+def _match_own(content: Mapping[str, Any], state: dict[str, Tensor], model: nn.Module, is_average: bool) -> Weights:
+    """Our own names. A file that says its model may have another order of concatenation than this one."""
+    warnings: tuple[str, ...] = ()
+    if isinstance(model, CspNet) and describes_itself(content) and content["arch"] in ZOO:
+        with torch.device("meta"):
+            saved = create_model(content["arch"], **content["recipe"].get("model.options", {}))
+        assert isinstance(saved, CspNet)
+        block_first = any(stage.block_first for stage in saved.spec.stages)
+        if find_graph(model, [content["arch"]]):
+            state = reorder_parts(state, model.spec, file_block_first=block_first, reading=True)
+        warnings = _compare_activations(model, saved.spec.activation, saved.spec.leaky_slope, "the saved network")
+    preprocessing = saved_preprocessing(content.get("eval_cfg"))
+    return Weights("cspnet", state, is_average, preprocessing, warnings, content.get("seen", 0))
+
+
+def _match_darknet(file: DarknetFile, model: nn.Module, where: str) -> Weights:
+    state = state_from_darknet(file, model, where)
+    warnings: tuple[str, ...] = ()
+    if isinstance(model, DarknetCfgNet):
+        size_px = model.input_px
+    else:
+        size_px = ZOO[find_darknet_graph(model)].input_px
+        if isinstance(model, CspNet) and model.spec.activation == "leaky_relu":
+            warnings = _compare_activations(model, "leaky_relu", 0.1, "Darknet")
+    return Weights("darknet", state, False, darknet_preprocessing(size_px), warnings, file.seen)
+
+
+def _compare_activations(model: nn.Module, activation: str, leaky_slope: float, owner: str) -> tuple[str, ...]:
+    assert isinstance(model, CspNet)
+
+    def describe(name: str, slope: float) -> str:
+        return f"{name} with slope {slope:g}" if name == "leaky_relu" else name
+
+    theirs = describe(activation, leaky_slope)
+    own = describe(model.spec.activation, model.spec.leaky_slope)
+    if own == theirs:
+        return ()
+    options = f"activation={activation}" + (f", leaky_slope={leaky_slope:g}" if activation == "leaky_relu" else "")
+    return (f"{owner} has {theirs}, this model {own}; for the same outputs build it with {options}",)
