@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cspnet.errors import CheckpointError
 from cspnet.models.darknet_cfg import DarknetCfgNet
+from cspnet.models.network import CspNet, CspNetFeatures
 from cspnet.weights.layouts import check_names
 from cspnet.weights.match import SOURCES, WHICH, match_weights, read_weight_file
 from cspnet.weights.preprocessing import Preprocessing
@@ -46,8 +47,10 @@ class LoadReport:
     def __str__(self) -> str:
         text = f"{self.num_loaded} tensors loaded from {self.path} ({self.layout} layout)"
         if self.new_head:
-            left = ", ".join(f"{key}: {why}" for key, why in self.leftover.items())
-            text += f"; new classifier ({', '.join(self.new_head)}); left out: {left}"
+            text += f"; new classifier ({', '.join(self.new_head)})"
+        for why in dict.fromkeys(self.leftover.values()):
+            keys = [key for key, reason in self.leftover.items() if reason == why]
+            text += f"; left out: {', '.join(keys) if len(keys) <= 2 else f'{len(keys)} tensors'}: {why}"
         if self.preprocessing is not None:
             text += f"; made for {self.preprocessing}"
         return text + "".join(f"; warning: {warning}" for warning in self.warnings)
@@ -70,6 +73,16 @@ def _classifier(model: nn.Module) -> str:
     if isinstance(model, DarknetCfgNet):
         return model.classifier_name
     return next(reversed([name for name, module in model.named_modules() if isinstance(module, nn.Linear)]), "")
+
+
+def _find_behind(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Keys of what stands behind the outputs of a backbone, or of a network without a classifier."""
+    if isinstance(model, CspNetFeatures):
+        own = tuple(f"stages.{i}." for i in range(len(model.stages)))
+        return [key for key in state if not key.startswith(("stem.", *own))]
+    if isinstance(model, CspNet) and not model.num_classes:
+        return [key for key in state if key.startswith("head.fc.")]
+    return []
 
 
 def load_state_dict(
@@ -107,8 +120,9 @@ def load_state_dict(
 def load_weights(model: nn.Module, path: str | Path, source: str = "auto", *, which: str = "auto") -> LoadReport:
     """Load a weight file into a model: our checkpoints, and files of timm, mmpretrain, DeepSpark and Darknet.
 
-    A classifier with another number of classes keeps its fresh values, and the report says so. Nothing else may be
-    missing or left over, but for BatchNorm's batch counters, which old files and Darknet's do not have.
+    A classifier with another number of classes keeps its fresh values, what stands behind a backbone's outputs is left
+    out, and the report says so. Nothing else may be missing or left over, but for BatchNorm's batch counters, which old
+    files and Darknet's do not have. A backbone takes files under our names or timm's.
 
     Args:
         model: the model to fill.
@@ -123,14 +137,17 @@ def load_weights(model: nn.Module, path: str | Path, source: str = "auto", *, wh
             raise ValueError(f"{name}={value!r}: use one of {', '.join(known)}")
     where = str(path)
     weights = match_weights(read_weight_file(Path(path), source), model, source=source, which=which, where=where)
-    head = load_state_dict(model, weights.state, where=where, replace_head=True)
+    leftover = dict.fromkeys(_find_behind(model, weights.state), "behind the model's outputs")
+    state = {key: value for key, value in weights.state.items() if key not in leftover}
+    head = load_state_dict(model, state, where=where, replace_head=True)
     own = model.state_dict()
+    leftover |= {key: f"{len(state[key])} classes, the model has {len(own[key])}" for key in head}
     return LoadReport(
         path=where,
         layout=weights.layout,
-        matched=tuple(key for key in weights.state if key not in head),
+        matched=tuple(key for key in state if key not in head),
         new_head=head,
-        leftover={key: f"{len(weights.state[key])} classes, the model has {len(own[key])}" for key in head},
+        leftover=leftover,
         preprocessing=weights.preprocessing,
         warnings=weights.warnings,
     )

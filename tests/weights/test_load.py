@@ -332,3 +332,30 @@ def test_a_network_without_a_linear_layer_is_refused_in_words(tmp_path: Path) ->
     torch.save(saved, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="weights of another model"):
         cspnet.load_weights(cspnet.create_model("torchvision/squeezenet1_1", 3), tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("out_indices", [None, (1, 2)])
+def test_a_backbone_takes_a_classifiers_file(tmp_path: Path, out_indices: tuple[int, ...] | None) -> None:
+    torch.manual_seed(0)
+    classifier = cspnet.create_model("cspdarknet_tiny", num_classes=7)
+    torch.save({"state_dict": classifier.state_dict()}, tmp_path / "whole.pth")
+    backbone = cspnet.create_model("cspdarknet_tiny", features_only=True, out_indices=out_indices)
+    report = cspnet.load_weights(backbone, tmp_path / "whole.pth")
+    weights = classifier.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in backbone.state_dict().items())
+    assert set(report.matched) == set(backbone.state_dict())
+    assert set(report.leftover) == set(weights) - set(backbone.state_dict()) >= {"head.fc.weight", "head.fc.bias"}
+    assert "behind the model's outputs" in str(report)
+
+
+def test_a_network_without_a_classifier_leaves_it_out(tmp_path: Path) -> None:
+    torch.save(cspnet.create_model("cspdarknet_tiny").state_dict(), tmp_path / "whole.pth")
+    report = cspnet.load_weights(cspnet.create_model("cspdarknet_tiny", num_classes=0), tmp_path / "whole.pth")
+    assert set(report.leftover) == {"head.fc.weight", "head.fc.bias"}
+
+
+def test_a_backbone_refuses_another_networks_file(tmp_path: Path) -> None:
+    torch.save(cspnet.create_model("csmobilenet_v2").state_dict(), tmp_path / "other.pth")
+    backbone = cspnet.create_model("cspdarknet_tiny", features_only=True)
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        cspnet.load_weights(backbone, tmp_path / "other.pth")
