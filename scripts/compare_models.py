@@ -122,6 +122,8 @@ def parse_command_line(argv: list[str]) -> argparse.Namespace:
     for file in (args.csv, args.markdown):
         if file is not None:
             check_writable(file)
+    if args.csv is not None and args.csv == args.markdown:
+        raise UserError(f"{args.csv}: --csv and --markdown would write the same file; name two")
     return args
 
 

@@ -111,8 +111,10 @@ def main() -> int:
     parser.add_argument("--which", default="auto", metavar="NAME", help="raw, ema, or auto: ema where there is one")
     parser.add_argument("--seen", type=int, metavar="N", help="pictures trained on, for Darknet's header [as in IN]")
     args = parser.parse_all(sys.argv[1:])
-    if args.seen is not None and (args.to != "darknet" or args.seen < 0):
-        raise UserError(f"--seen {args.seen}: a number from 0 on, with --to darknet")
+    if args.seen is not None and args.to != "darknet":
+        raise UserError("--seen is for Darknet's header; leave it out or use --to darknet")
+    if args.seen is not None and not 0 <= args.seen < 2**64:
+        raise UserError(f"--seen {args.seen}: use a number from 0 to 2**64 - 1")
     check_target(args.source, args.target, args.to)
 
     import torch  # here, because it takes seconds and --help does not need it

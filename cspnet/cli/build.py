@@ -216,16 +216,16 @@ def build_model(recipe: Recipe, num_classes: int, device: torch.device) -> nn.Mo
 
 
 def _check_input(recipe: Recipe, model: nn.Module, device: torch.device) -> None:
-    """Try the model on a blank picture: does it take this size and three colours?
+    """Try the model on blank pictures: does it take these sizes and three colours?
 
     Raises:
         ModelError: it does not.
     """
-    side = min(recipe.data.train_px, recipe.data.val_px or recipe.data.train_px)
     model.eval()
     try:
-        with torch.inference_mode():
-            model(torch.zeros(1, 3, side, side, device=device))
+        for side in sorted({recipe.data.train_px, recipe.data.val_px or recipe.data.train_px}):
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, side, side, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"model {recipe.model.name}: cannot take RGB pictures of {side} px: {reason}") from error

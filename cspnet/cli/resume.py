@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cspnet.cli import build
 from cspnet.cli.run_folder import Start
-from cspnet.errors import CheckpointError, DataError
+from cspnet.errors import CheckpointError, DataError, ModelError
+from cspnet.models.darknet_cfg import CFG_PREFIX, read_cfg_text
 from cspnet.recipe.load import list_differences
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
@@ -20,7 +22,8 @@ __all__ = ["check_checkpoint", "check_same_run", "restore", "say_differences"]
 # What may differ between a run and its continuation without making it another run: where and how it is computed.
 _FREE_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.prefetch", "train.device", "train.batch_size",
               "train.accumulate", "train.grad_checkpointing", "eval.batch_size", "log.every_steps", "log.tensorboard",
-              "checkpoint.every_steps", "checkpoint.keep", "model.pretrained", "model.num_classes")  # fmt: skip
+              "checkpoint.every_steps", "checkpoint.keep", "model.pretrained", "model.pretrained_source",
+              "model.num_classes")  # fmt: skip
 
 
 def say_differences(saved: Mapping[str, Any], recipe: Recipe, console: Console) -> None:
@@ -31,8 +34,9 @@ def say_differences(saved: Mapping[str, Any], recipe: Recipe, console: Console) 
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, start: Start) -> None:
-    """Refuse a checkpoint of another model or another number of classes."""
+    """Refuse a checkpoint of another model, another cfg file or another number of classes."""
     where = start.checkpoint_file
+    _check_cfg_file(recipe, where)
     for what, saved, now in (
         ("model", checkpoint["arch"], recipe.model.name),
         ("number of classes", checkpoint["num_classes"], splits.num_classes),
@@ -41,6 +45,22 @@ def check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: buil
             raise CheckpointError(
                 f"{where}: its {what} is {saved}, this run's is {now}; to start from its weights use --pretrained"
             )
+
+
+def _check_cfg_file(recipe: Recipe, where: Path | None) -> None:
+    """Refuse to go on when the cfg file was edited; without the file, the text in the checkpoint is the network."""
+    name = recipe.model.name
+    if not name.startswith(CFG_PREFIX):
+        return
+    try:
+        text = read_cfg_text(name)
+    except ModelError:
+        return
+    if text != recipe.model.options.get("text", text):
+        raise CheckpointError(
+            f"{where}: its network is another one than {name.removeprefix(CFG_PREFIX)} describes now; to go on with "
+            "the saved one move the file away, to start from its weights use --pretrained"
+        )
 
 
 def check_same_run(

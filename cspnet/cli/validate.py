@@ -30,6 +30,12 @@ def create_parser() -> FlagParser:
     what.add_argument(
         "--checkpoint", "--weights", type=Path, required=True, metavar="FILE", help="checkpoint or weight file"
     )
+    what.add_argument(
+        "--source",
+        default="auto",
+        choices=("auto", "cspnet", "timm", "mmpretrain", "deepspark", "darknet"),
+        help="whose weight file it is [found out]",
+    )
     what.add_argument("--model", "-a", "--arch", metavar="NAME", help="model of a weight file that does not name it")
     what.add_argument(
         "--ema",
@@ -88,4 +94,4 @@ def _validate(argv: Sequence[str]) -> int:
         "train.precision": args.precision,
     }
     given = {key: value for key, value in overrides.items() if value is not None}
-    return run_validate_job(ValidateJob(args.checkpoint, given, args.ema, args.json))
+    return run_validate_job(ValidateJob(args.checkpoint, given, args.source, args.ema, args.json))

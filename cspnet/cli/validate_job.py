@@ -38,6 +38,8 @@ class ValidateJob:
     checkpoint: Path
     overrides: Mapping[str, Any]
     """{dotted key of the recipe: value} of what was given."""
+    source: str
+    """Whose weight file it is; auto finds out."""
     ema: bool | None
     """None takes the moving average if there is one."""
     json_file: Path | None
@@ -65,7 +67,7 @@ def run_validate_job(job: ValidateJob) -> int:
         device = choose_device(job.overrides["train.device"], world.local_rank)
     with join_world(world):
         with shared_errors():
-            subject = _read_subject(job, read_weight_file(job.checkpoint))
+            subject = _read_subject(job, read_weight_file(job.checkpoint, job.source))
             recipe, weights = subject.recipe, subject.weights
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
             model = build.build_model(recipe, subject.num_classes, device)
@@ -124,7 +126,7 @@ def _read_subject(job: ValidateJob, content: Mapping[str, Any] | DarknetFile) ->
     model = load_recipe(None, job.overrides, layers).recipe.model
     with torch.device("meta"):
         template = create_model(model.name, **model.options)
-    weights = match_weights(content, template, which=which, where=where)
+    weights = match_weights(content, template, source=job.source, which=which, where=where)
     if about is None and weights.preprocessing is not None:
         layers.append((f"{where} ({weights.layout})", build.geometry_values(weights.preprocessing)))
     resolved = load_recipe(None, job.overrides, layers)

@@ -32,6 +32,10 @@ __all__ = ["CFG_PREFIX", "DarknetCfgNet", "Section", "create_cfg_model", "parse_
 
 CFG_PREFIX = "cfg/"
 
+# Beyond any network: a slip of the pen is an error with its line instead of terabytes.
+_MOST_CHS = 65_536
+_MOST_PX = 256
+
 # In place where it can be: the input is a convolution's, a BatchNorm's, a sum's or a product's, and nobody else's.
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
@@ -239,9 +243,10 @@ def _window_px(section: Section, side_px: int, size: int, stride: int, padding: 
 
 
 def _build_convolutional(section: Section, x: Shape) -> tuple[nn.Module, Shape]:
-    filters, size = section.whole("filters", at_least=1), section.whole("size", 1, at_least=1)
-    stride, groups = section.whole("stride", 1, at_least=1), section.whole("groups", 1, at_least=1)
-    padding = size // 2 if section.whole("pad", 0) else section.whole("padding", 0)
+    filters = section.whole("filters", at_least=1, at_most=_MOST_CHS)
+    size = section.whole("size", 1, at_least=1, at_most=_MOST_PX)
+    stride, groups = section.whole("stride", 1, at_least=1, at_most=_MOST_PX), section.whole("groups", 1, at_least=1)
+    padding = size // 2 if section.whole("pad", 0) else section.whole("padding", 0, at_most=_MOST_PX)
     if x.chs % groups or filters % groups:
         raise section.error(f"does not divide the {x.chs} channels before and the {filters} behind", "groups")
     has_bn = section.whole("batch_normalize", 0, at_most=1) == 1  # 2 is statistics over several mini-batches
@@ -252,8 +257,8 @@ def _build_convolutional(section: Section, x: Shape) -> tuple[nn.Module, Shape]:
 
 
 def _build_maxpool(section: Section, x: Shape) -> tuple[nn.Module, Shape]:
-    stride = section.whole("stride", 1, at_least=1)
-    size = section.whole("size", stride, at_least=1)
+    stride = section.whole("stride", 1, at_least=1, at_most=_MOST_PX)
+    size = section.whole("size", stride, at_least=1, at_most=_MOST_PX)
     padding = section.whole("padding", size - 1, at_most=size - 1)
     return _MaxPool(size, stride, padding), Shape(x.chs, _window_px(section, x.side_px, size, stride, padding))
 
@@ -292,7 +297,7 @@ def _build_scale_channels(section: Section, x: Shape, earlier: Shape) -> tuple[n
 
 
 def _build_upsample(section: Section, x: Shape) -> tuple[nn.Module, Shape]:
-    stride = section.whole("stride", 2, at_least=1)
+    stride = section.whole("stride", 2, at_least=1, at_most=_MOST_PX)
     return nn.Upsample(scale_factor=stride, mode="nearest"), Shape(x.chs, x.side_px * stride)
 
 
@@ -462,15 +467,17 @@ def read_cfg_text(name: str) -> str:
     """What the file of a model `cfg/<path>` holds: its `text` option.
 
     Raises:
-        ModelError: the file is missing, unreadable or not UTF-8 text.
+        ModelError: the file is missing, unreadable or not text.
     """
     path = Path(name.removeprefix(CFG_PREFIX))
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ModelError(f"model {name}: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8
-        raise ModelError(f"model {name}: {path} is not a text file; expected a Darknet cfg file") from error
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ModelError(f"model {name}: cannot read {path}: {reason}") from error
+    if b"\0" in data:
+        raise ModelError(f"model {name}: {path} is not a text file; expected a Darknet cfg file")
+    return data.decode("utf-8-sig", errors="replace")  # comments may be in any alphabet of their time
 
 
 def create_cfg_model(name: str, num_classes: int, options: Mapping[str, Any]) -> DarknetCfgNet:
@@ -484,10 +491,9 @@ def create_cfg_model(name: str, num_classes: int, options: Mapping[str, Any]) ->
     Raises:
         ModelError: an unreadable file, an unknown option, or anything in the file that is not supported.
     """
-    known = ("bn_momentum", "text")
     for key in options:
-        if key not in known:
-            raise ModelError(f"model {name}: unknown option {key}; it has {', '.join(known)}")
+        if key not in ("bn_momentum", "text"):
+            raise ModelError(f"model {name}: unknown option {key}; it has bn_momentum, the rest is in the file")
     bn_momentum, text = options.get("bn_momentum", 0.1), options.get("text")
     if isinstance(bn_momentum, bool) or not isinstance(bn_momentum, int | float) or not 0 < bn_momentum <= 1:
         raise ModelError(f"model {name}: bn_momentum={bn_momentum!r}: use a number above 0, up to 1")

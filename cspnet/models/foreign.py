@@ -49,4 +49,6 @@ def _create_torchvision(name: str, num_classes: int, features_only: bool, option
 
     if features_only:
         raise ModelError(f"model torchvision/{name}: features_only is not offered for torchvision; use timm/<name>")
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise ModelError(f"model torchvision/{name}: torchvision has no such classifier")
     return torchvision.models.get_model(name, num_classes=num_classes, **options)

@@ -154,8 +154,16 @@ class CspNet(nn.Module):
         """The last linear layer."""
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A fresh classifier, on the device and in the dtype of the network; 0 leaves it out."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier, on the device and in the dtype of the network; 0 leaves it out.
+
+        Args:
+            global_pool: timm's argument; avg is what there is.
+        Raises:
+            ValueError: a number below 0, or another pool.
+        """
+        if not isinstance(num_classes, int) or num_classes < 0 or global_pool not in (None, "avg"):
+            raise ValueError(f"reset_classifier({num_classes!r}, {global_pool!r}): use a number from 0 on, and avg")
         like = next(self.parameters())
         self.num_classes = num_classes
         self.head.fc = nn.Identity()

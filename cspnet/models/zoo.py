@@ -23,6 +23,8 @@ __all__ = ["ZOO", "Published", "ZooEntry", "create_model", "list_models"]
 
 ZOO: dict[str, ZooEntry] = {**timm_graphs.ROWS, **darknet_cfgs.ROWS, **reconstructions.ROWS, **small.ROWS}
 
+_MOST = 1_000_000
+"""Of classes and of colour channels."""
 _STRUCTURE = ("stem", "stages", "head_chs")
 _ABLATIONS = ("fusion", "gamma")
 _CHOICES = {"activation": get_args(Activation), "init": get_args(Init), "fusion": ("csp", "first", "last")}
@@ -52,7 +54,7 @@ def _override(name: str, spec: NetworkSpec, overrides: dict[str, Any]) -> Networ
         ("drop_rate", 0 <= changed.drop_rate < 1, "a number from 0 up to, not with, 1"),
         ("bn_momentum", 0 < changed.bn_momentum <= 1, "a number above 0, up to 1"),
         ("leaky_slope", math.isfinite(changed.leaky_slope), "a finite number"),
-        ("in_chs", changed.in_chs >= 1, "a number from 1 on"),
+        ("in_chs", 1 <= changed.in_chs <= _MOST, f"a number from 1 to {_MOST:,}"),
         ("gamma", 0 < overrides.get("gamma", 0.5) < 1, "a number above 0, below 1"),
     ):
         if not is_possible:
@@ -66,7 +68,7 @@ def _override(name: str, spec: NetworkSpec, overrides: dict[str, Any]) -> Networ
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1)
+    match = difflib.get_close_matches(word.lower(), known, n=1)
     return f"; did you mean {match[0]}?" if match else ""
 
 
@@ -92,10 +94,14 @@ def create_model(
     Raises:
         ModelError: unknown name or option.
     """
+    if not isinstance(name, str):
+        raise ModelError(f"model {name!r}: expected a name")
+    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or not 0 <= num_classes <= _MOST:
+        raise ModelError(f"model {name}: num_classes={num_classes!r}: use a whole number from 0 to {_MOST:,}")
+    if out_indices is not None and not (isinstance(out_indices, Sequence) and all(type(i) is int for i in out_indices)):
+        raise ModelError(f"model {name}: out_indices={out_indices!r}: use a list of whole numbers")
     if not features_only and out_indices is not None:
         raise ModelError(f"model {name}: out_indices needs features_only=True")
-    if num_classes < 0:
-        raise ModelError(f"model {name}: num_classes={num_classes}: use a number from 0 on")
     if name.startswith(FOREIGN_PREFIXES):
         return create_foreign_model(name, num_classes, features_only, out_indices, overrides)
     if name.startswith(CFG_PREFIX):

@@ -70,8 +70,10 @@ class ModelRecipe:
     """Outputs of the classifier; null takes the number of classes of the data."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the network, such as {activation: mish, drop_rate: 0.2}."""
-    pretrained: str | None = None
+    pretrained: Annotated[str, Field(min_length=1)] | None = None
     """A weight file to start from; the classifier is replaced if its number of classes differs."""
+    pretrained_source: Literal["auto", "cspnet", "timm", "mmpretrain", "deepspark", "darknet"] = "auto"
+    """Whose weight file it is; auto finds out."""
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -59,20 +59,24 @@ def read_darknet(path: Path) -> DarknetFile:
         CheckpointError: missing, unreadable, without such a header, or not a whole number of float32 behind it.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            size, header = path.stat().st_size, file.read(20).ljust(20, b"\0")
+        major, minor, _ = struct.unpack_from("<3i", header)
+        if size < 16 or major != 0 or not 0 <= minor <= 2:
+            raise CheckpointError(
+                f"{path}: not a Darknet .weights file: it does not begin with a version from 0.0 to 0.2"
+            )
+        seen_format = "<Q" if minor == 2 else "<I"
+        start = 12 + struct.calcsize(seen_format)
+        if size <= start or (size - start) % 4:
+            raise CheckpointError(f"{path}: not a Darknet .weights file, or cut short: {size:,} bytes")
+        # Mapped, not read: a file of another size is refused before its numbers take any memory.
+        values = torch.from_numpy(np.memmap(path, "<f4", mode="c", offset=start))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read it: {error.strerror}") from error
-    major, minor, _ = struct.unpack_from("<3i", data) if len(data) >= 16 else (-1, -1, 0)
-    if not (0 <= major < 1000 and 0 <= minor < 1000):
-        raise CheckpointError(f"{path}: not a Darknet .weights file: it does not begin with a version")
-    seen_format = "<Q" if major * 10 + minor >= 2 else "<I"
-    start = 12 + struct.calcsize(seen_format)
-    if len(data) <= start or (len(data) - start) % 4:
-        raise CheckpointError(f"{path}: not a Darknet .weights file, or cut short: {len(data):,} bytes")
-    values = np.frombuffer(data, "<f4", offset=start).astype(np.float32)
-    return DarknetFile(torch.from_numpy(values), struct.unpack_from(seen_format, data, 12)[0], len(data))
+    return DarknetFile(values, struct.unpack_from(seen_format, header, 12)[0], size)
 
 
 @dataclass(frozen=True)
@@ -150,11 +154,10 @@ def state_from_darknet(file: DarknetFile, model: nn.Module, where: str) -> dict[
     per_class = own[f"{head.conv}.weight"][0].numel() + 1
     num_classes, odd = divmod(len(file.values) - body_values, per_class)
     if odd or num_classes < 1:
-        expected = 4 * (body_values + per_class * head.stop) + file.size - 4 * len(file.values)
-        difference = file.size - expected
+        difference = len(file.values) - body_values - per_class * head.stop
         raise CheckpointError(
-            f"{where}: {file.size:,} bytes; with {head.stop} classes this network takes {expected:,}: "
-            f"{abs(difference):,} too {'many' if difference > 0 else 'few'}"
+            f"{where}: {file.size:,} bytes, {4 * abs(difference):,} too {'many' if difference > 0 else 'few'} for this "
+            f"network with {head.stop} classes; a class takes {4 * per_class:,}"
         )
     tensors = [tensor for part in (*body, replace(head, stop=num_classes)) for tensor in _list_tensors(part, own)]
     chunks = file.values.split([math.prod(shape) for _, shape in tensors])

@@ -32,7 +32,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, or holding more than tensors and built-in types.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of weights")
     verify_checksum(path)
     try:
         if path.suffix == ".safetensors":
@@ -43,7 +43,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = "holds objects other than tensors and built-in types, which are not loaded"
-        if "Unsupported global" not in str(error) and "Unsupported class" not in str(error):
+        if not any(word in str(error).lower() for word in ("unsupported global", "unsupported class")):
             what = "not a checkpoint, or damaged"
         raise CheckpointError(f"{path}: {what}") from error
     # A damaged archive fails in many ways inside torch and safetensors; all of them mean the same to the user.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from cspnet.errors import CheckpointError
@@ -85,6 +86,36 @@ def _find_behind(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     return []
 
 
+def _find_new_head(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Keys of the classifier, if the file's is whole and has another number of classes than the model's."""
+    head = tuple(key for key in own if key.rpartition(".")[0] == _classifier(model))
+    if not head or not all(key in state and state[key].ndim == own[key].ndim for key in head):
+        return ()
+    fits = all(state[key].shape[1:] == own[key].shape[1:] for key in head)
+    counts = {len(state[key]) for key in head}
+    return head if fits and len(counts) == 1 and counts != {len(own[head[0]])} else ()
+
+
+def _check_values(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse what no weight can be: values that are absent, sparse, of another kind, or not finite.
+
+    Raises:
+        CheckpointError: the first such tensor.
+    """
+    for key, value in state.items():
+        problem = None
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            problem = "no dense values"
+        elif key in own and value.is_floating_point() is not own[key].is_floating_point():
+            problem = f"{str(value.dtype).removeprefix('torch.')} values"
+        elif value.is_floating_point() and not bool(value.isfinite().all()):
+            problem = "values that are not finite"
+        elif key.endswith("running_var") and bool((value < 0).any()):
+            problem = "variances below 0"
+        if problem:
+            raise CheckpointError(f"{where}: damaged, or not a weight file: {key} has {problem}")
+
+
 def load_state_dict(
     model: nn.Module, state: Mapping[str, Tensor], *, where: str, replace_head: bool = False
 ) -> tuple[str, ...]:
@@ -95,19 +126,15 @@ def load_state_dict(
     Returns:
         The keys of the classifier that were left as they are.
     Raises:
-        CheckpointError: missing, left over or differently shaped tensors; the model is untouched.
+        CheckpointError: missing, left over, differently shaped or impossible tensors; the model is untouched.
     """
     own = model.state_dict()
+    _check_values(own, state, where)
     optional = [key for key in own if key.endswith("num_batches_tracked")]  # old files lack these counters
     missing = [key for key in own if key not in state and key not in optional]
     check_names(where, missing, [key for key in state if key not in own])
-    differing = [key for key in own if key in state and state[key].shape != own[key].shape]
-    head = tuple(
-        key
-        for key in differing
-        if replace_head and key.rpartition(".")[0] == _classifier(model) and state[key].shape[1:] == own[key].shape[1:]
-    )
-    differing = [key for key in differing if key not in head]
+    head = _find_new_head(model, own, state) if replace_head else ()
+    differing = [key for key in own if key in state and key not in head and state[key].shape != own[key].shape]
     if differing:
         key = differing[0]
         raise CheckpointError(

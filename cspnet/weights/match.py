@@ -22,6 +22,7 @@ from cspnet.weights.preprocessing import (
     darknet_preprocessing,
     published_preprocessing,
     saved_preprocessing,
+    timm_preprocessing,
 )
 
 __all__ = [
@@ -97,8 +98,8 @@ def extract_state_dict(
         raise CheckpointError(f"{where}: holds no moving average of the weights")
     state = ema if ema is not None and which != "raw" else raw if raw is not None else content
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{where}: holds no weights")
+    if not tensors or not all(isinstance(key, str) for key in tensors):
+        raise CheckpointError(f"{where}: holds no weights under names")
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
@@ -132,7 +133,8 @@ def match_weights(
         return _match_own(content, state, model, is_average)
     layout = source if source != "auto" else detect_layout(state, model)
     if layout == "cspnet":
-        return Weights("cspnet", state, is_average, None, _doubt_names(model))
+        own = timm_preprocessing(getattr(model, "pretrained_cfg", None))
+        return Weights("timm" if own else "cspnet", state, is_average, own, _doubt_names(model))
     theirs = LAYOUTS[layout]
     preprocessing = published_preprocessing(layout, find_graph(model, theirs.graphs))
     return Weights(
@@ -171,12 +173,15 @@ def _match_own(content: Mapping[str, Any], state: dict[str, Tensor], model: nn.M
 def _match_darknet(file: DarknetFile, model: nn.Module, where: str) -> Weights:
     state = state_from_darknet(file, model, where)
     warnings: tuple[str, ...] = ()
+    num_classes = len(next(reversed(state.values())))
+    if num_classes not in (1000, getattr(model, "num_classes", 1000)):
+        warnings += (f"by its size it has {num_classes} classes; a file that is cut or has more behind may look so",)
     if isinstance(model, DarknetCfgNet):
         size_px = model.input_px
     else:
         size_px = ZOO[find_darknet_graph(model)].input_px
         if isinstance(model, CspNet) and model.spec.activation == "leaky_relu":
-            warnings = _compare_activations(model, "leaky_relu", 0.1, "Darknet")
+            warnings += _compare_activations(model, "leaky_relu", 0.1, "Darknet")
     return Weights("darknet", state, False, darknet_preprocessing(size_px), warnings, file.seen)
 
 

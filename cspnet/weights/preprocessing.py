@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Preprocessing", "darknet_preprocessing", "published_preprocessing", "saved_preprocessing"]
+__all__ = [
+    "Preprocessing",
+    "darknet_preprocessing",
+    "published_preprocessing",
+    "saved_preprocessing",
+    "timm_preprocessing",
+]
 
 Rgb = tuple[float, float, float]
 
@@ -65,6 +71,15 @@ def darknet_preprocessing(size_px: int) -> Preprocessing:
     Source: AlexeyAB/darknet, src/classifier.c, `validate_classifier_single`.
     """
     return Preprocessing(size_px, 1.0, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def timm_preprocessing(cfg: Mapping[str, Any] | None) -> Preprocessing | None:
+    """What a network of timm's says of itself (`pretrained_cfg`); None if it says nothing, or has no square input."""
+    if not cfg or cfg["input_size"][1] != cfg["input_size"][2] or len(cfg["mean"]) != 3:
+        return None
+    return Preprocessing(
+        cfg["input_size"][1], cfg["crop_pct"], cfg["interpolation"], tuple(cfg["mean"]), tuple(cfg["std"])
+    )
 
 
 def saved_preprocessing(eval_cfg: Mapping[str, Any] | None) -> Preprocessing | None:

@@ -62,19 +62,25 @@ def read_last(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["state_dict"]
 
 
-def test_a_cfg_file_trains_resumes_and_validates_without_the_file(picture_tree: Path, tmp_path: Path) -> None:
+def test_a_cfg_file_trains_resumes_and_validates_without_the_file(
+    picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cfg = tmp_path / "small.cfg"
     cfg.write_text(CFG)
     name = f"cfg/{cfg}"
     run = tmp_path / "run"
     assert train(flags(picture_tree, "--model", name, "--output-dir", run)) == 0
     assert train(flags(picture_tree, "--model", name, "--output-dir", tmp_path / "whole", "--epochs", 2)) == 0
+    cfg.write_text(CFG.replace("activation=mish", "activation=relu"))
+    last = run / "checkpoints" / "last.pt"
+    assert train(["--resume", str(last), "--epochs", "2"]) == 2
+    (message,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "its network is another one than" in message
     cfg.unlink()
     assert load_recipe(run / "recipe.yaml").recipe.model.options["text"] == CFG
-    assert train(["--resume", str(run / "checkpoints" / "last.pt"), "--epochs", "2"]) == 0
+    assert train(["--resume", str(last), "--epochs", "2"]) == 0
     resumed, whole = read_last(run), read_last(tmp_path / "whole")
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
-    last = run / "checkpoints" / "last.pt"
     result = tmp_path / "result.json"
     assert validate(["--checkpoint", str(last), "--data-path", str(picture_tree), "--json", str(result)]) == 0
     assert json.loads(result.read_text())["model"] == name

@@ -124,8 +124,35 @@ def test_a_warning_of_another_activation(pictures: Path, capsys: pytest.CaptureF
     assert "activation=mish" in capsys.readouterr().err
 
 
+def test_a_network_of_timms_brings_its_own_geometry(pictures: Path) -> None:
+    model = build_scrambled("cspresnet50", 1, num_classes=4)
+    torch.save(model.state_dict(), "theirs.pth")
+    words = ("--model", "timm/cspresnet50", "--weights", "theirs.pth", "--img-size", 64)
+    check(validate(pictures, *words), geometry(64, 0.887, "bilinear", *IMAGENET), model, pictures)
+
+
+def test_the_source_can_be_said(pictures: Path) -> None:
+    model = build_scrambled("cspdarknet53", 1, num_classes=4)
+    torch.save(model.state_dict(), "theirs.pth")
+    words = ("--model", "csdarknet53", "--weights", "theirs.pth", "--source", "timm", "--img-size", 64)
+    model = cspnet.create_model("cspdarknet53", 4, leaky_slope=0.1)  # csdarknet53's slope, and timm's order
+    cspnet.load_weights(model, "theirs.pth")
+    check(validate(pictures, *words), geometry(64, 0.887, "bilinear", *IMAGENET), model, pictures)
+
+
+def test_an_elastic_network_at_a_size_it_cannot_halve(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(cspnet.create_model("csdarknet53_elastic", 4).state_dict(), "elastic.pth")
+    words = ["--model", "csdarknet53_elastic", "--weights", "elastic.pth", "--img-size", "100"]
+    assert main([*words, "--data-path", str(pictures), "--device", "cpu", "--workers", "0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "multiples of 64 px" in line
+
+
 BAD = {
-    "cut short": (["--model", "csmobilenet_v2", "--weights", "short.weights"], "bytes; with 1000 classes this network"),
+    "cut short": (
+        ["--model", "csmobilenet_v2", "--weights", "short.weights"],
+        "too few for this network with 1000 classes",
+    ),
     "no model": (["--weights", "short.weights"], "name it with --model NAME"),
     "another graph": (["--model", "cspresnet50", "--weights", "short.weights"], "no network with this model's layers"),
     "no average": (["--model", "csmobilenet_v2", "--weights", "short.weights", "--ema"], "no moving average"),

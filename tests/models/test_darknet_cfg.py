@@ -273,7 +273,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "mish"}, "unknown option activation; it has bn_momentum, text"),
+        ({"activation": "mish"}, "unknown option activation; it has bn_momentum, the rest is in the file"),
         ({"bn_momentum": 0}, "bn_momentum=0: use a number above 0, up to 1"),
         ({"bn_momentum": True}, "bn_momentum=True: use a number above 0, up to 1"),
         ({"bn_momentum": "0.1"}, "bn_momentum='0.1': use a number above 0, up to 1"),

@@ -199,6 +199,17 @@ def test_partition_without_a_wish_changes_nothing() -> None:
         assert partition(spec, "csp", 0.5) == spec
 
 
+@pytest.mark.parametrize("name", ["csppeleenet", "cspdensenet121", "cspdensenet169", "cspdensenet201"])
+@pytest.mark.parametrize("fusion", ["csp", "first", "last"])
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 0.75])
+def test_the_dense_family_has_all_of_the_papers_ablations(name: str, fusion: str, gamma: float) -> None:
+    with torch.device("meta"):
+        model = create_model(name, 5, fusion=fusion, gamma=gamma).eval()
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 5)
+    for stage in model.spec.stages:
+        assert abs(stage.cross_chs - gamma * (stage.cross_chs + stage.block_chs)) <= 0.5
+
+
 def test_partition_refuses_groups_that_do_not_divide() -> None:
     spec = NetworkSpec(StemSpec((ConvSpec(6, 3),)), (csp(1, 1, 6, 8, 8, 8, 10, kind="bottleneck", groups=8),))
     with pytest.raises(ModelError, match=r"gamma=0\.25: the widths of stage 1"):

@@ -128,8 +128,8 @@ def test_a_warning_is_printed(tmp_path: Path, door: Door) -> None:
     (tmp_path / "a.weights").write_bytes(darknet_bytes(build_scrambled("csdarknet53", 1, num_classes=3), "a"))
     words = (tmp_path / "a.weights", tmp_path / "b.pth", "--to", "timm", "--model", "cspdarknet53")
     code, _, err = door(*words)
-    assert (code, len(err.splitlines())) == (0, 1)
-    assert "leaky_slope=0.1" in err
+    assert (code, len(err.splitlines())) == (0, 2)
+    assert "leaky_slope=0.1" in err and "by its size it has 3 classes" in err
 
 
 def test_as_a_person_runs_it(tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
@@ -178,7 +178,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], tuple[str, ...]]] = {
     ),
     "seen for timm": (
         lambda tmp: [write_tiny(tmp), tmp / "o.pth", "--to", "timm", "--model", "x", "--seen", 3],
-        ("--seen 3", "--to darknet"),
+        ("--seen", "--to darknet"),
+    ),
+    "seen beyond the header": (
+        lambda tmp: [write_tiny(tmp), tmp / "o.weights", "--to", "darknet", "--model", "x", "--seen", 2**64],
+        (f"--seen {2**64}", "from 0 to"),
     ),
     "unknown source": (
         lambda tmp: [write_tiny(tmp), tmp / "o.pth", "--to", "timm", "--model", "x", "--source", "keras"],

@@ -260,6 +260,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "the header alone": (lambda data: data[:20], "cut short"),
     "text": (lambda data: b"<!DOCTYPE html> not found" * 20, "does not begin with a version"),
     "a zip file": (lambda data: b"PK\x03\x04" + data[4:], "does not begin with a version"),
+    "a version of no Darknet": (lambda data: struct.pack("<3i", 7, 2, 0) + data[12:], "does not begin with a version"),
     "a negative version": (lambda data: struct.pack("<i", -1) + data[4:], "does not begin with a version"),
     "one byte short": (lambda data: data[:-1], "cut short"),
     "one number short": (lambda data: data[:-4], "4 too few"),
@@ -296,6 +297,14 @@ def test_every_other_networks_file_is_refused(written: tuple[str, nn.Module, Pat
                 model = cspnet.create_model(other)
             with pytest.raises(CheckpointError, match=r"too (many|few)|running_var"):
                 match_weights(content, model, where=file.name)
+
+
+def test_a_huge_file_is_refused_by_its_size(tmp_path: Path) -> None:
+    with (tmp_path / "huge.weights").open("wb") as file:
+        file.write(HEADER)
+        file.truncate(len(HEADER) + 4 * 1_000_000_007)  # a hole: it takes no room on the disk
+    with pytest.raises(CheckpointError, match="too many for this network"):
+        load_weights(create_tiny(), tmp_path / "huge.weights")
 
 
 FOREIGN: dict[str, Callable[[], nn.Module]] = {

@@ -266,10 +266,12 @@ def test_truncated_file(tmp_path: Path, name: str, share: float) -> None:
     check_equal(model, before)
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: None], ids=["folder", "missing"])
-def test_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("make", "said"), [(Path.mkdir, "is a folder"), (lambda path: None, "no such file")], ids=["folder", "missing"]
+)
+def test_no_file(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
     make(tmp_path / "weights.pt")
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match=said):
         load_weights(build(2), tmp_path / "weights.pt")
 
 
@@ -359,3 +361,44 @@ def test_a_backbone_refuses_another_networks_file(tmp_path: Path) -> None:
     backbone = cspnet.create_model("cspdarknet_tiny", features_only=True)
     with pytest.raises(CheckpointError, match="weights of another model"):
         cspnet.load_weights(backbone, tmp_path / "other.pth")
+
+
+IMPOSSIBLE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "meta": lambda state: {**state, KEY: torch.empty_like(state[KEY], device="meta")},
+    "sparse": lambda state: {**state, KEY: state[KEY].to_sparse()},
+    "whole numbers": lambda state: {**state, KEY: state[KEY].to(torch.int8)},
+    "complex": lambda state: {**state, KEY: state[KEY].to(torch.complex64)},
+    "not a number": lambda state: {**state, KEY: state[KEY].clone().fill_(float("nan"))},
+    "negative variances": lambda state: {**state, VARIANCE: -1 - state[VARIANCE]},
+    "keys that are no names": lambda state: {1: torch.ones(2), **state},
+    "a classifier of two sizes": lambda state: {**state, "head.fc.bias": torch.zeros(3)},
+    "a classifier with a short bias": lambda state: {
+        **state,
+        "head.fc.weight": torch.zeros(2, state["head.fc.weight"].shape[1]),
+    },
+}
+KEY, VARIANCE = "stages.0.conv_exp.conv.weight", "stages.0.conv_exp.bn.running_var"
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_no_weight_can_be_is_refused_and_nothing_is_loaded(tmp_path: Path, case: str) -> None:
+    torch.save(IMPOSSIBLE[case](dict(build(5).state_dict())), tmp_path / "odd.pth")
+    model = build(2)
+    before = copy_state(model)
+    with pytest.raises(CheckpointError, match=r"odd\.pth"):
+        load_weights(model, tmp_path / "odd.pth")
+    check_equal(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_formats_are_converted(tmp_path: Path, dtype: torch.dtype) -> None:
+    source = build(2)
+    torch.save(
+        {key: v.to(dtype) if v.is_floating_point() else v for key, v in source.state_dict().items()}, tmp_path / "x.pth"
+    )
+    model = build(2)
+    load_weights(model, tmp_path / "x.pth")
+    assert all(
+        torch.equal(value, source.state_dict()[key].to(dtype).to(value.dtype))
+        for key, value in model.state_dict().items()
+    )
