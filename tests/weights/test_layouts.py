@@ -16,8 +16,9 @@ from torch import nn
 import cspnet
 from cspnet.errors import CheckpointError
 from cspnet.models.network import CspNet
+from cspnet.models.rows import darknet_cfgs
 from cspnet.models.zoo import ZOO
-from cspnet.weights.files import read_tensors
+from cspnet.weights.files import read_tensors, write_safetensors
 from cspnet.weights.layouts import LAYOUTS, export_state, find_graph, reorder_parts
 from cspnet.weights.load import load_weights
 from cspnet.weights.preprocessing import Preprocessing
@@ -68,6 +69,18 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, name: str, layout: str) -> 
     check_equal(copy_state(copy), copy_state(model))
     assert set(report.matched) == set(model.state_dict())
     check_equal(export_state(copy, LAYOUTS[layout], "out"), theirs)
+
+
+NOBODYS = sorted(ZOO.keys() - {name for name, _ in PAIRS} - darknet_cfgs.ROWS.keys())
+
+
+@pytest.mark.parametrize("name", NOBODYS)
+def test_what_nobody_else_has_goes_through_our_own_file(tmp_path: Path, name: str) -> None:
+    model = build_scrambled(name, 1, num_classes=3)
+    write_safetensors(tmp_path / "own.safetensors", model.state_dict(), {})
+    copy = cspnet.create_model(name, 3)
+    assert load_weights(copy, tmp_path / "own.safetensors").layout == "cspnet"
+    check_equal(copy_state(copy), copy_state(model))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
