@@ -5,7 +5,8 @@
         with BatchNorm: shift[n], scale[n], mean[n], variance[n]; without: bias[n]
         weights[n][channels / groups][k][k]
 
-All little-endian. As nothing in a file says what it is, its size is checked to the byte, and its variances for sense.
+All little-endian. As nothing in a file says what it is, its size is checked, and its variances for sense; the number of
+classes follows from the size.
 A classifier of 1000 classes is in Darknet's order of ImageNet's classes there, and in the order of the sorted WordNet
 IDs (that of class folders) here.
 
