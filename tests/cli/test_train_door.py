@@ -643,9 +643,9 @@ def _resume_auto_with_damaged_checkpoints_only(folder: Path, data: Path) -> list
     return flags(data, *going_on(folder))
 
 
-@refused("model", "cspdarknet_tiny", "cspdarknet_cifar", "--pretrained")
+@refused("model", "cspdarknet_tiny", "cspresnet_cifar", "--pretrained")
 def _resume_another_model(folder: Path, data: Path) -> list[str]:
-    return flags(data, "--model", "cspdarknet_cifar", *going_on(folder))
+    return flags(data, "--model", "cspresnet_cifar", *going_on(folder))
 
 
 @refused("number of classes", "4", "3")

@@ -212,7 +212,7 @@ BAD: dict[str, tuple[Callable[[Path, Path, Path], list[object]], tuple[str, ...]
         ("cspdarknet_tiny", "cspresnet50"),
     ),
     "another model for plain weights": (
-        lambda ckpt, data, tmp: ["--checkpoint", plain(ckpt, tmp), "--data-path", data, "--model", "cspdarknet_cifar"],
+        lambda ckpt, data, tmp: ["--checkpoint", plain(ckpt, tmp), "--data-path", data, "--model", "cspresnet_cifar"],
         ("plain.pt", "another model"),
     ),
     "unknown model": (

@@ -180,7 +180,7 @@ def test_a_fresh_classifier_stays_where_the_network_is(dtype: torch.dtype) -> No
     assert all(torch.equal(p, body[key]) for key, p in model.named_parameters() if key in body)
 
 
-@pytest.mark.parametrize("name", [TINY, "cspdarknet_cifar"])
+@pytest.mark.parametrize("name", [TINY, "cspresnet_cifar"])
 def test_a_feature_pyramid_trains_on_the_features(name: str) -> None:
     torch.manual_seed(0)
     backbone = create_model(name, features_only=True, out_indices=(1, 2, 3), zero_init_last=False)

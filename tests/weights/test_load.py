@@ -225,7 +225,7 @@ def test_other_weights_are_refused_and_the_model_is_untouched(tmp_path: Path, ca
 
 
 def test_a_model_of_another_width_is_refused(tmp_path: Path) -> None:
-    torch.save(cspnet.create_model("cspdarknet_cifar", num_classes=5).state_dict(), tmp_path / "wide.pt")
+    torch.save(cspnet.create_model("cspresnet_cifar", num_classes=5).state_dict(), tmp_path / "wide.pt")
     model = build(2)
     before = copy_state(model)
     with pytest.raises(CheckpointError, match="another model"):
