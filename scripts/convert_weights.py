@@ -108,6 +108,7 @@ def main() -> int:
     parser.add_argument("--to", choices=tuple(ENDINGS), required=True, help="layout of OUT")
     parser.add_argument("--model", metavar="NAME", help="model of a file that does not name it")
     parser.add_argument("--source", dest="layout", default="auto", metavar="NAME", help="layout of IN [%(default)s]")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="classes in IN, if it is Darknet's [1000]")
     parser.add_argument("--which", default="auto", metavar="NAME", help="raw, ema, or auto: ema where there is one")
     parser.add_argument("--seen", type=int, metavar="N", help="pictures trained on, for Darknet's header [as in IN]")
     args = parser.parse_all(sys.argv[1:])
@@ -140,7 +141,9 @@ def main() -> int:
         options = {"text": read_cfg_text(name)}  # so that the result is complete without the cfg file
     with torch.device("meta"):
         template = create_model(name, **options)
-    weights = match_weights(content, template, source=args.layout, which=args.which, where=where)
+    weights = match_weights(
+        content, template, source=args.layout, which=args.which, num_classes=args.num_classes, where=where
+    )
     num_classes = count_classes(template, weights.state, where=where)
     model = create_model(name, num_classes, **options)
     load_state_dict(model, weights.state, where=where)

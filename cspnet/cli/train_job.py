@@ -118,7 +118,12 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
     if checkpoint is not None:
         check_checkpoint(checkpoint, recipe, splits, start)
     elif recipe.model.pretrained:
-        report = load_weights(model, recipe.model.pretrained, recipe.model.pretrained_source)
+        report = load_weights(
+            model,
+            recipe.model.pretrained,
+            recipe.model.pretrained_source,
+            num_classes=recipe.model.pretrained_classes,
+        )
         context.console.say(str(report))
     if recipe.train.sync_bn:
         model = build.convert_sync_bn(model, context.device)

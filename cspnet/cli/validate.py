@@ -38,6 +38,9 @@ def create_parser() -> FlagParser:
     )
     what.add_argument("--model", "-a", "--arch", metavar="NAME", help="model of a weight file that does not name it")
     what.add_argument(
+        "--num-classes", type=int, metavar="N", help="classes in a Darknet .weights file, which does not say it [1000]"
+    )
+    what.add_argument(
         "--ema",
         "--use-ema",
         action=argparse.BooleanOptionalAction,
@@ -94,4 +97,4 @@ def _validate(argv: Sequence[str]) -> int:
         "train.precision": args.precision,
     }
     given = {key: value for key, value in overrides.items() if value is not None}
-    return run_validate_job(ValidateJob(args.checkpoint, given, args.source, args.ema, args.json))
+    return run_validate_job(ValidateJob(args.checkpoint, given, args.source, args.num_classes, args.ema, args.json))

@@ -40,6 +40,8 @@ class ValidateJob:
     """{dotted key of the recipe: value} of what was given."""
     source: str
     """Whose weight file it is; auto finds out."""
+    num_classes: int | None
+    """Classes of a Darknet file; None takes 1000."""
     ema: bool | None
     """None takes the moving average if there is one."""
     json_file: Path | None
@@ -126,7 +128,7 @@ def _read_subject(job: ValidateJob, content: Mapping[str, Any] | DarknetFile) ->
     model = load_recipe(None, job.overrides, layers).recipe.model
     with torch.device("meta"):
         template = create_model(model.name, **model.options)
-    weights = match_weights(content, template, source=job.source, which=which, where=where)
+    weights = match_weights(content, template, source=job.source, which=which, num_classes=job.num_classes, where=where)
     if about is None and weights.preprocessing is not None:
         layers.append((f"{where} ({weights.layout})", build.geometry_values(weights.preprocessing)))
     resolved = load_recipe(None, job.overrides, layers)

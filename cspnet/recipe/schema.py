@@ -74,6 +74,8 @@ class ModelRecipe:
     """A weight file to start from; the classifier is replaced if its number of classes differs."""
     pretrained_source: Literal["auto", "cspnet", "timm", "mmpretrain", "deepspark", "darknet"] = "auto"
     """Whose weight file it is; auto finds out."""
+    pretrained_classes: PositiveCount | None = None
+    """Number of classes in a Darknet .weights file, which does not say it; null: those of the data, or 1000."""
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -5,8 +5,7 @@
         with BatchNorm: shift[n], scale[n], mean[n], variance[n]; without: bias[n]
         weights[n][channels / groups][k][k]
 
-All little-endian. As nothing in a file says what it is, its size is checked, and its variances for sense; the number of
-classes follows from the size.
+All little-endian. As nothing in a file says what it is, its size is checked to the byte, and its variances for sense.
 A classifier of 1000 classes is in Darknet's order of ImageNet's classes there, and in the order of the sorted WordNet
 IDs (that of class folders) here.
 
@@ -141,11 +140,14 @@ def _class_order() -> Tensor:
     return torch.tensor(sorted(range(len(wnids)), key=wnids.__getitem__))
 
 
-def state_from_darknet(file: DarknetFile, model: nn.Module, where: str) -> dict[str, Tensor]:
+def state_from_darknet(
+    file: DarknetFile, model: nn.Module, where: str, num_classes: int | None = None
+) -> dict[str, Tensor]:
     """The numbers of a file as the model's tensors; `num_batches_tracked` is not among them.
 
-    The classifier has as many classes as the file, which may be another number than the model's.
-
+    Args:
+        num_classes: classes of the file's classifier; None takes a file with the model's number, or with ImageNet's
+            1000. A size alone cannot tell another number from a file that is cut, or that has something behind it.
     Raises:
         CheckpointError: the size is not that of this network, or the variances are impossible.
     """
@@ -153,13 +155,10 @@ def state_from_darknet(file: DarknetFile, model: nn.Module, where: str) -> dict[
     *body, head = _list_parts(model, where)
     body_values = sum(math.prod(shape) for part in body for _, shape in _list_tensors(part, own))
     per_class = own[f"{head.conv}.weight"][0].numel() + 1
-    num_classes, odd = divmod(len(file.values) - body_values, per_class)
-    if odd or num_classes < 1:
-        difference = len(file.values) - body_values - per_class * head.stop
-        raise CheckpointError(
-            f"{where}: {file.size:,} bytes, {4 * abs(difference):,} too {'many' if difference > 0 else 'few'} for this "
-            f"network with {head.stop} classes; a class takes {4 * per_class:,}"
-        )
+    expected = dict.fromkeys((head.stop, 1000) if num_classes is None else (num_classes,))
+    num_classes = next((n for n in expected if body_values + n * per_class == len(file.values)), None)
+    if num_classes is None:
+        raise CheckpointError(f"{where}: {_describe_size(file, body_values, per_class, list(expected))}")
     tensors = [tensor for part in (*body, replace(head, stop=num_classes)) for tensor in _list_tensors(part, own)]
     chunks = file.values.split([math.prod(shape) for _, shape in tensors])
     pieces: dict[str, list[Tensor]] = defaultdict(list)
@@ -174,6 +173,22 @@ def state_from_darknet(file: DarknetFile, model: nn.Module, where: str) -> dict[
     if isinstance(model, CspNet):
         state = reorder_parts(state, model.spec, file_block_first=True, reading=True)
     return state
+
+
+def _describe_size(file: DarknetFile, body_values: int, per_class: int, expected: list[int]) -> str:
+    """How far a file's size is from that of the network with each number of classes, and what to do about it."""
+    differences = {n: 4 * (len(file.values) - body_values - per_class * n) for n in expected}
+    text = f"{file.size:,} bytes, " + " or ".join(
+        f"{abs(difference):,} too {'many' if difference > 0 else 'few'} for this network with {n} classes"
+        for n, difference in differences.items()
+    )
+    others, odd = divmod(len(file.values) - body_values, per_class)
+    if odd or others < 1:
+        return text
+    return (
+        f"{text}; that is the size with {others}: if the file is not damaged, give this number as num_classes "
+        "(--num-classes; train.py: --model.pretrained_classes)"
+    )
 
 
 def darknet_bytes(model: nn.Module, where: str, seen: int = 0) -> bytes:

@@ -144,7 +144,14 @@ def load_state_dict(
     return head
 
 
-def load_weights(model: nn.Module, path: str | Path, source: str = "auto", *, which: str = "auto") -> LoadReport:
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    source: str = "auto",
+    *,
+    which: str = "auto",
+    num_classes: int | None = None,
+) -> LoadReport:
     """Load a weight file into a model: our checkpoints, and files of timm, mmpretrain, DeepSpark and Darknet.
 
     A classifier with another number of classes keeps its fresh values, what stands behind a backbone's outputs is left
@@ -156,6 +163,7 @@ def load_weights(model: nn.Module, path: str | Path, source: str = "auto", *, wh
         path: the file: .pt, .pth, .pth.tar, .safetensors or .weights.
         source: its layout, cspnet, timm, mmpretrain, deepspark or darknet; auto finds out.
         which: raw, ema, or auto: the moving average where the file has one.
+        num_classes: classes of a Darknet file, which does not say it; None: the model's, or 1000.
     Raises:
         CheckpointError: missing, damaged, or weights of another model; the model is untouched.
     """
@@ -163,7 +171,8 @@ def load_weights(model: nn.Module, path: str | Path, source: str = "auto", *, wh
         if value not in known:
             raise ValueError(f"{name}={value!r}: use one of {', '.join(known)}")
     where = str(path)
-    weights = match_weights(read_weight_file(Path(path), source), model, source=source, which=which, where=where)
+    content = read_weight_file(Path(path), source)
+    weights = match_weights(content, model, source=source, which=which, num_classes=num_classes, where=where)
     leftover = dict.fromkeys(_find_behind(model, weights.state), "behind the model's outputs")
     state = {key: value for key, value in weights.state.items() if key not in leftover}
     head = load_state_dict(model, state, where=where, replace_head=True)

@@ -110,7 +110,13 @@ def _find_average(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def match_weights(
-    content: Mapping[str, Any] | DarknetFile, model: nn.Module, *, source: str = "auto", which: str = "auto", where: str
+    content: Mapping[str, Any] | DarknetFile,
+    model: nn.Module,
+    *,
+    source: str = "auto",
+    which: str = "auto",
+    num_classes: int | None = None,
+    where: str,
 ) -> Weights:
     """A file's tensors under the names of a network, which is not changed and may be on the meta device.
 
@@ -119,14 +125,17 @@ def match_weights(
         model: the network, with any number of classes.
         source: the file's layout, or auto.
         which: raw, ema, or auto: the moving average where the file has one.
+        num_classes: classes of a Darknet file, which does not say it; None: the model's, or 1000.
         where: the file's name, for messages.
     Raises:
-        CheckpointError: weights of another model.
+        CheckpointError: weights of another model, or with another number of classes than num_classes.
     """
     if isinstance(content, DarknetFile):
         if which == "ema":
             raise CheckpointError(f"{where}: holds no moving average of the weights")
-        return _match_darknet(content, model, where)
+        return _match_darknet(content, model, where, num_classes)
+    if num_classes is not None:
+        raise CheckpointError(f"{where}: says its number of classes itself; num_classes is for Darknet's .weights files")
     state = extract_state_dict(content, which=which, where=where)
     is_average = which != "raw" and _find_average(content) is not None
     if source == "cspnet" or (source == "auto" and describes_itself(content)):
@@ -170,12 +179,9 @@ def _match_own(content: Mapping[str, Any], state: dict[str, Tensor], model: nn.M
     return Weights("cspnet", state, is_average, preprocessing, warnings, content.get("seen", 0))
 
 
-def _match_darknet(file: DarknetFile, model: nn.Module, where: str) -> Weights:
-    state = state_from_darknet(file, model, where)
+def _match_darknet(file: DarknetFile, model: nn.Module, where: str, num_classes: int | None) -> Weights:
+    state = state_from_darknet(file, model, where, num_classes)
     warnings: tuple[str, ...] = ()
-    num_classes = len(next(reversed(state.values())))
-    if num_classes not in (1000, getattr(model, "num_classes", 1000)):
-        warnings += (f"by its size it has {num_classes} classes; a file that is cut or has more behind may look so",)
     if isinstance(model, DarknetCfgNet):
         size_px = model.input_px
     else:

@@ -78,7 +78,7 @@ def test_darknet(pictures: Path, capsys: pytest.CaptureFixture[str], name: str) 
     model = build_scrambled("csmobilenet_v2", 1, num_classes=4)
     Path("theirs.weights").write_bytes(darknet_bytes(model, "theirs"))
     Path("mobile.cfg").write_text(CFGS["csmobilenet_v2"]())
-    result = validate(pictures, "--model", name, "--weights", "theirs.weights")
+    result = validate(pictures, "--model", name, "--weights", "theirs.weights", "--num-classes", "4")
     check(result, geometry(224, 1.0, "bilinear", (0, 0, 0), (1, 1, 1)), model, pictures)
     assert result["layout"] == "darknet"
     out = capsys.readouterr().out
@@ -150,8 +150,12 @@ def test_an_elastic_network_at_a_size_it_cannot_halve(pictures: Path, capsys: py
 
 BAD = {
     "cut short": (
-        ["--model", "csmobilenet_v2", "--weights", "short.weights"],
-        "too few for this network with 1000 classes",
+        ["--model", "csmobilenet_v2", "--weights", "short.weights", "--num-classes", "4"],
+        "4 too few for this network with 4 classes",
+    ),
+    "another number of classes": (
+        ["--model", "csmobilenet_v2", "--weights", "whole.weights"],
+        "that is the size with 4: if the file is not damaged, give this number as num_classes (--num-classes;",
     ),
     "no model": (["--weights", "short.weights"], "name it with --model NAME"),
     "another graph": (["--model", "cspresnet50", "--weights", "short.weights"], "no network with this model's layers"),
@@ -163,7 +167,9 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(pictures: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     words, said = BAD[case]
-    Path("short.weights").write_bytes(darknet_bytes(cspnet.create_model("csmobilenet_v2", 4), "theirs")[:-4])
+    data = darknet_bytes(cspnet.create_model("csmobilenet_v2", 4), "theirs")
+    Path("whole.weights").write_bytes(data)
+    Path("short.weights").write_bytes(data[:-4])
     assert main([*words, "--data-path", str(pictures), "--device", "cpu", "--workers", "0"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("validate.py: error: ")

@@ -33,6 +33,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "model.options": ("{drop_rate: 0.2, activation: mish}", {"drop_rate": 0.2, "activation": "mish"}),
     "model.pretrained": ("weights.pth", "weights.pth"),
     "model.pretrained_source": ("timm", "timm"),
+    "model.pretrained_classes": ("7", 7),
     "data.root": ("/data/imagenet", "/data/imagenet"),
     "data.format": ("list", "list"),
     "data.train": ("my_train", "my_train"),

@@ -128,8 +128,11 @@ def test_a_warning_is_printed(tmp_path: Path, door: Door) -> None:
     (tmp_path / "a.weights").write_bytes(darknet_bytes(build_scrambled("csdarknet53", 1, num_classes=3), "a"))
     words = (tmp_path / "a.weights", tmp_path / "b.pth", "--to", "timm", "--model", "cspdarknet53")
     code, _, err = door(*words)
-    assert (code, len(err.splitlines())) == (0, 2)
-    assert "leaky_slope=0.1" in err and "by its size it has 3 classes" in err
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "that is the size with 3: " in err
+    code, _, err = door(*words, "--num-classes", 3)
+    assert (code, len(err.splitlines())) == (0, 1)
+    assert "leaky_slope=0.1" in err
 
 
 def test_as_a_person_runs_it(tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:

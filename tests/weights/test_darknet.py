@@ -234,13 +234,22 @@ def test_another_number_of_classes_replaces_the_head(tmp_path: Path, create: Cal
     theirs, ours = create(7), create(5)
     write(theirs, tmp_path / "seven.weights")
     fresh = copy_state(ours)
-    report = load_weights(ours, tmp_path / "seven.weights")
+    with pytest.raises(CheckpointError, match=r"with 5 classes or .* too few .* with 1000 classes; .* size with 7: "):
+        load_weights(ours, tmp_path / "seven.weights")
+    check_equal(copy_state(ours), fresh)
+    report = load_weights(ours, tmp_path / "seven.weights", num_classes=7)
     assert len(report.new_head) == 2
     for key, value in ours.state_dict().items():
         if not key.endswith("num_batches_tracked"):
             assert torch.equal(value, fresh[key] if key in report.new_head else theirs.state_dict()[key]), key
     assert all("7 classes, the model has 5" in text for text in report.leftover.values())
     assert "7 classes, the model has 5" in str(report)
+
+
+def test_imagenets_classes_need_not_be_said(tmp_path: Path) -> None:
+    write(create_tiny(1000), tmp_path / "imagenet.weights")
+    report = load_weights(create_tiny(), tmp_path / "imagenet.weights")
+    assert all("1000 classes, the model has 5" in text for text in report.leftover.values())
 
 
 # What is refused
@@ -267,6 +276,10 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "half": (lambda data: data[:300], "too few"),
     "one byte too many": (lambda data: data + b"\0", "cut short"),
     "one number too many": (lambda data: data + bytes(4), "4 too many"),
+    "a class short": (lambda data: data[: -4 * 5], "20 too few"),
+    "a class too many": (lambda data: data + bytes(4 * 5), "20 too many"),
+    "three classes too many": (lambda data: data + bytes(4 * 15), "that is the size with 8: if the file is not"),
+    "all classes short": (lambda data: data[: -4 * 25], "100 too few"),
     "the old header's length": (lambda data: struct.pack("<3iI", 0, 1, 0, 0) + data[16:], "4 too many"),
     "a variance below zero": (negative_variance, "running_var"),
     "a variance that is no number": (not_a_number, "running_var"),
@@ -297,6 +310,17 @@ def test_every_other_networks_file_is_refused(written: tuple[str, nn.Module, Pat
                 model = cspnet.create_model(other)
             with pytest.raises(CheckpointError, match=r"too (many|few)|running_var"):
                 match_weights(content, model, where=file.name)
+
+
+def test_a_said_number_of_classes_is_the_only_one_taken(tmp_path: Path) -> None:
+    model = create_tiny()
+    write(create_tiny(), tmp_path / "five.weights")
+    for number in (4, 6, 1000, 0, -1):
+        with pytest.raises(CheckpointError, match=rf"too (many|few) for this network with {number} classes; .* with 5: "):
+            load_weights(model, tmp_path / "five.weights", num_classes=number)
+    torch.save(model.state_dict(), tmp_path / "named.pt")
+    with pytest.raises(CheckpointError, match=r"named\.pt: says its number of classes itself"):
+        load_weights(model, tmp_path / "named.pt", num_classes=5)
 
 
 def test_a_huge_file_is_refused_by_its_size(tmp_path: Path) -> None:
