@@ -32,9 +32,25 @@ DOORS = {
     "torch.utils.tensorboard": ("cspnet/reporting/",),
     "tqdm": ("cspnet/reporting/",),
     # foreign.py: timm's networks in our table. timm_models.py: ours in timm's; nothing in the package imports it.
-    "timm": ("cspnet/models/foreign.py", "cspnet/timm_models.py"),
-    "torchvision": ("cspnet/models/foreign.py",),
-    "PIL": ("cspnet/data/decode.py", "cspnet/data/transforms.py"),
+    # policies.py, optimizers.py: its augmentation and its optimizers.
+    "timm": (
+        "cspnet/models/foreign.py",
+        "cspnet/timm_models.py",
+        "cspnet/data/policies.py",
+        "cspnet/optim/optimizers.py",
+    ),
+    "torchvision": (
+        "cspnet/models/foreign.py",
+        "cspnet/models/layers.py",
+        "cspnet/data/policies.py",
+        "cspnet/data/darknet_mixing.py",
+    ),
+    "PIL": (
+        "cspnet/data/decode.py",
+        "cspnet/data/transforms.py",
+        "cspnet/data/darknet.py",
+        "cspnet/data/policies.py",
+    ),
     "safetensors": ("cspnet/weights/",),
 }
 
@@ -129,12 +145,12 @@ CAUGHT = {
     "up, room by name": ("cspnet/data/index.py", "from cspnet import training", "up"),
     "sideways: a model sees a recipe": ("cspnet/models/zoo.py", "from cspnet.recipe.schema import Recipe", "sideways"),
     "sideways: data sees weights": ("cspnet/data/loader.py", "import cspnet.weights.load as w", "sideways"),
-    "sideways, relative": ("cspnet/optim/sgd.py", "from ..data import index", "sideways"),
+    "sideways, relative": ("cspnet/optim/optimizers.py", "from ..data import index", "sideways"),
     "yaml elsewhere": ("cspnet/cli/train.py", "import yaml", "door"),
     "up to timm's door": ("cspnet/models/zoo.py", "import cspnet.timm_models", "up"),
     "timm in another file": ("cspnet/models/zoo.py", "def f():\n    import timm.models", "door"),
     "torchvision in data": ("cspnet/data/transforms.py", "from torchvision.transforms import v2", "door"),
-    "PIL in a third file": ("cspnet/data/loader.py", "from PIL import Image", "door"),
+    "PIL in another file": ("cspnet/data/loader.py", "from PIL import Image", "door"),
     "tensorboard in training": ("cspnet/training/loop.py", "from torch.utils.tensorboard import SummaryWriter", "door"),
     "tensorboard by its folder": ("cspnet/training/loop.py", "from torch.utils import tensorboard", "door"),
     "safetensors in cli": ("cspnet/cli/build.py", "import safetensors.torch", "door"),

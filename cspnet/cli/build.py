@@ -23,7 +23,7 @@ from cspnet.evaluation.metrics import EvalResult
 from cspnet.models import create_model
 from cspnet.models.darknet_cfg import CFG_PREFIX, read_cfg_text
 from cspnet.optim.ema import Ema
-from cspnet.optim.sgd import build_optimizer
+from cspnet.optim.optimizers import build_optimizer
 from cspnet.recipe.schema import DataRecipe, Recipe
 from cspnet.runtime.distributed import World, on_main
 from cspnet.runtime.random import integer_at
@@ -135,8 +135,9 @@ def _workers(cfg: DataRecipe, world: World) -> int:
 
 def build_train_loader(recipe: Recipe, splits: Splits, world: World, device: torch.device) -> TrainLoader:
     """The training batches of this process."""
-    plan = BatchPlan(len(splits.train), recipe.train.batch_size, recipe.train.accumulate, world.size, recipe.train.seed)
-    pictures = TrainPictures(splits.train, build_train_transform(recipe.data), recipe.train.seed, recipe.data.exif)
+    cfg = recipe.train
+    plan = BatchPlan(len(splits.train), cfg.batch_size, cfg.accumulate, world.size, cfg.seed, recipe.augment.repeats)
+    pictures = TrainPictures(splits.train, build_train_transform(recipe), cfg.seed, recipe.data.exif)
     return TrainLoader(
         pictures, plan, world.rank, _workers(recipe.data, world), recipe.data.prefetch, device.type == "cuda"
     )
@@ -223,7 +224,8 @@ def _check_input(recipe: Recipe, model: nn.Module, device: torch.device) -> None
     """
     model.eval()
     try:
-        for side in sorted({recipe.data.train_px, recipe.data.val_px or recipe.data.train_px}):
+        data = recipe.data
+        for side in sorted({data.start_px or data.train_px, data.train_px, data.val_px or data.train_px}):
             with torch.inference_mode():
                 model(torch.zeros(1, 3, side, side, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:

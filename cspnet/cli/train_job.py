@@ -15,9 +15,11 @@ from cspnet.cli import build
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
 from cspnet.cli.run_folder import Start, find_start, prepare_folder
 from cspnet.data.loader import TrainLoader
+from cspnet.data.policies import Eraser
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, shared_errors
-from cspnet.optim.schedule import build_schedule
-from cspnet.optim.sgd import peak_lr
+from cspnet.optim.losses import build_loss
+from cspnet.optim.optimizers import peak_lr
+from cspnet.optim.schedule import build_schedule, count_warmup_steps
 from cspnet.recipe.load import load_recipe, recipe_to_values, recipe_to_yaml
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
@@ -165,6 +167,8 @@ def _build_run(context: _Context, splits: build.Splits, state: TrainState, loade
         num_classes=splits.num_classes,
         loader=loader,
         prepare=build.build_normalizer(recipe, device),
+        erase=Eraser(recipe.augment, device),
+        loss_fn=build_loss(recipe.loss),
         lr_at=lr_at,
         total_steps=total_steps,
         validate=validate,
@@ -193,7 +197,7 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: Train
     cfg, console = context.recipe, context.console
     if splits.num_classes == 1:
         console.warn("there is one class only: there is nothing to learn")
-    warmup_steps = cfg.schedule.warmup_steps or round(cfg.schedule.warmup_epochs * loader.plan.steps_per_epoch)
+    warmup_steps = count_warmup_steps(cfg.schedule, loader.plan.steps_per_epoch)
     total_steps = _total_steps(cfg, loader)
     if warmup_steps >= total_steps and not context.job.test_only:
         console.warn(

@@ -59,7 +59,7 @@ class TrainPictures(Dataset[Batch]):
     exif: Any
 
     def __getitem__(self, address: BatchAddress) -> Batch:
-        side = self.transform.size_px
+        side = self.transform.sizes.size_at(address.epoch)
         images = np.empty((len(address.samples), side, side, 3), dtype=np.uint8)
         targets = np.empty(len(address.samples), dtype=np.int64)
         bad: list[BadImage] = []
@@ -69,7 +69,7 @@ class TrainPictures(Dataset[Batch]):
                 image, targets[i] = self._read(int(sample), bad)
             except UnreadableImageError:  # an empty batch tells the caller, who raises where the run can be ended well
                 return Batch(torch.empty(0, side, side, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), bad)
-            images[i] = self.transform(image, rng)
+            images[i] = self.transform(image, rng, side)
         return Batch(torch.from_numpy(images), torch.from_numpy(targets), bad)
 
     def _read(self, sample: int, bad: list[BadImage]) -> tuple[Any, int]:

@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: normalisation, soft targets, CutMix."""
+"""What happens to a batch on the device: normalisation, soft targets, CutMix and Mixup."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Normalizer", "cutmix", "cutmix_box", "soft_targets"]
+from cspnet.data.darknet_mixing import draw_mix, mix
+from cspnet.recipe.schema import MixRecipe
+
+__all__ = ["Normalizer", "cutmix", "cutmix_box", "mix_batch", "mixup", "soft_targets"]
 
 
 class Normalizer:
@@ -29,6 +32,8 @@ class Normalizer:
         self.device = device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # On the device once and for all: a copy from the host in every step would wait for the device.
+        self.mean = torch.tensor(mean).view(1, 3, 1, 1).to(device)
+        self.std = torch.tensor(std).view(1, 3, 1, 1).to(device)
         self.shift = (torch.tensor(mean) * 255).view(1, 3, 1, 1).to(device)
         self.scale = 1 / (torch.tensor(std) * 255).view(1, 3, 1, 1).to(device)
 
@@ -41,11 +46,18 @@ class Normalizer:
         return images.float().sub_(self.shift).mul_(self.scale).contiguous(memory_format=self.memory_format)
 
 
-def soft_targets(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """(N,) int64 classes -> (N, num_classes) float32 probabilities: 1 - s + s / K for the class, s / K for the others.
+def soft_targets(targets: Tensor, num_classes: int, smoothing: float, over: str = "all") -> Tensor:
+    """(N,) int64 classes -> (N, num_classes) float32 probabilities.
 
-    Source: Rethinking the Inception Architecture, arXiv 1512.00567, section 7; torch's label_smoothing.
+    Args:
+        smoothing: share s of the target that is spread.
+        over: `all`: 1 - s + s / K for the class and s / K for the others. `others`: 1 - s for the class and
+            s / (K - 1) for the others, as in Darknet; with a single class nothing is spread.
+    Source: Rethinking the Inception Architecture, arXiv 1512.00567, section 7; torch's label_smoothing;
+        AlexeyAB/darknet src/data.c, fill_truth_smooth.
     """
+    if over == "others":
+        smoothing = smoothing * num_classes / (num_classes - 1) if num_classes > 1 else 0.0
     return F.one_hot(targets, num_classes).float().mul_(1 - smoothing).add_(smoothing / num_classes)
 
 
@@ -63,9 +75,7 @@ def cutmix_box(rng: np.random.Generator, height: int, width: int, alpha: float) 
     return top, bottom, left, right
 
 
-def cutmix(
-    images: Tensor, targets: Tensor, rng: np.random.Generator, *, alpha: float, prob: float
-) -> tuple[Tensor, Tensor]:
+def cutmix(images: Tensor, targets: Tensor, rng: np.random.Generator, alpha: float) -> tuple[Tensor, Tensor]:
     """Paste one box of each picture's neighbour in the batch over it, and mix the targets by area.
 
     The order of a batch is random, so the neighbour is a random partner; the box is the same for the whole batch.
@@ -73,14 +83,42 @@ def cutmix(
     Args:
         images: (N, C, H, W), changed in place.
         targets: (N, K) probabilities.
-        rng: the addressed generator of this batch.
-        alpha: of the Beta distribution; 0 turns CutMix off.
-        prob: probability that the batch is mixed.
+        alpha: of the Beta distribution, above 0.
     """
-    if alpha == 0 or rng.random() >= prob:
-        return images, targets
     height, width = images.shape[2:]
     top, bottom, left, right = cutmix_box(rng, height, width, alpha)
     images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].roll(1, dims=0)
     pasted_share = (bottom - top) * (right - left) / (height * width)
     return images, targets * (1 - pasted_share) + targets.roll(1, dims=0) * pasted_share
+
+
+def mixup(images: Tensor, targets: Tensor, rng: np.random.Generator, alpha: float) -> tuple[Tensor, Tensor]:
+    """Blend each picture with its neighbour in the batch, and the targets alike; one share for the whole batch.
+
+    Args:
+        images: (N, C, H, W).
+        targets: (N, K) probabilities.
+        alpha: of the Beta distribution that the share comes from, above 0.
+    Source: mixup, arXiv 1710.09412.
+    """
+    own_share = float(rng.beta(alpha, alpha))
+    return images.roll(1, dims=0).lerp_(images, own_share), targets.roll(1, dims=0).lerp_(targets, own_share)
+
+
+def mix_batch(images: Tensor, targets: Tensor, rng: np.random.Generator, cfg: MixRecipe) -> tuple[Tensor, Tensor]:
+    """Mix a batch as the recipe says: CutMix or Mixup, or one of Darknet's ways; with all of them off, not at all.
+
+    Args:
+        images: (N, C, H, W), may be changed in place.
+        targets: (N, K) probabilities.
+        rng: the addressed generator of this batch.
+    """
+    if (cfg.cutmix_alpha or cfg.mixup_alpha) and rng.random() < cfg.prob:
+        takes_cutmix = cfg.cutmix_alpha and (not cfg.mixup_alpha or rng.random() < cfg.switch_prob)
+        if takes_cutmix:
+            return cutmix(images, targets, rng, cfg.cutmix_alpha)
+        return mixup(images, targets, rng, cfg.mixup_alpha)
+    if cfg.darknet != "none" or cfg.blur_px:
+        plan = draw_mix(rng, len(images), images.shape[2], images.shape[3], cfg.darknet, cfg.blur_px > 0)
+        return mix(images, targets, plan, cfg.blur_px)
+    return images, targets

@@ -3,6 +3,11 @@
 The order of an epoch is one permutation, a function of (seed, epoch). Step after step takes the next global batch of
 it; inside a step, slice s = micro-batch * processes + rank takes the s-th batch_size pictures. So one process with two
 micro-batches and two processes with one see the same pictures in the same step.
+
+With repeated augmentation a step of G places takes G / repeats pictures of the order, all of them `repeats` times, one
+round after the other: the copies of a picture stand apart, in other slices where there are several, and each place has
+draws of its own. An epoch has as many steps as without.
+Source: Augment your batch, arXiv 1901.09335; MultiGrain, arXiv 1902.05509 (repeated augmentation).
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ class BatchPlan:
     """How a run's pictures are shared out.
 
     Raises:
-        DataError: there are fewer pictures than one step takes.
+        DataError: there are fewer pictures than one step takes, or a step cannot take each `repeats` times.
     """
 
     num_samples: int
@@ -48,6 +53,8 @@ class BatchPlan:
     accumulate: int
     world_size: int
     seed: int
+    repeats: int = 1
+    """How often a step takes each of its pictures."""
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:
@@ -55,6 +62,11 @@ class BatchPlan:
                 f"the training split has {self.num_samples} pictures, but a step takes {self.global_batch_size} "
                 f"({self.batch_size} per process x {self.accumulate} micro-batches x {self.world_size} processes); "
                 f"use a smaller --batch-size"
+            )
+        if self.global_batch_size % self.repeats:
+            raise DataError(
+                f"augment.repeats: a step takes {self.global_batch_size} pictures, which is not a multiple of "
+                f"{self.repeats}; use another number or another --batch-size"
             )
 
     @property
@@ -75,7 +87,9 @@ class BatchPlan:
                 for micro in range(self.accumulate):
                     start = step_start + (micro * self.world_size + rank) * self.batch_size
                     positions = np.arange(start, start + self.batch_size)
-                    yield BatchAddress(epoch, positions, order[positions])
+                    different = self.global_batch_size // self.repeats
+                    places = step_start // self.repeats + (positions - step_start) % different
+                    yield BatchAddress(epoch, positions, order[places])
             epoch, sample = epoch + 1, 0
 
 

@@ -6,15 +6,27 @@ What comes out is uint8; float work, normalisation and mixing happen on the devi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from cspnet.data.darknet import DarknetView
 from cspnet.data.decode import crop_resize, pad, resize
-from cspnet.recipe.schema import DataRecipe
+from cspnet.data.policies import Policy, build_policy
+from cspnet.recipe.schema import Recipe
 
-__all__ = ["EvalTransform", "TrainTransform", "build_train_transform", "random_resized_box", "resized_size"]
+__all__ = [
+    "EvalTransform",
+    "RandomPadView",
+    "RandomResizedView",
+    "SizeRamp",
+    "TrainTransform",
+    "build_train_transform",
+    "random_resized_box",
+    "resized_size",
+]
 
 
 def random_resized_box(
@@ -52,31 +64,70 @@ def resized_size(width: int, height: int, shorter_px: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class TrainTransform:
-    """Random area or padded shift, and flip."""
+class RandomResizedView:
+    """A random area, resized, and perhaps a flip."""
 
-    size_px: int
-    crop: str
     scale: tuple[float, float]
     aspect: tuple[float, float]
+    flip_prob: float
+    interpolation: str
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator, size_px: int) -> np.ndarray:
+        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
+        flip = rng.random() < self.flip_prob
+        box = random_resized_box(rng, image.width, image.height, self.scale, self.aspect)
+        pixels = np.asarray(crop_resize(image, box, (size_px, size_px), self.interpolation))
+        # The mirrored view costs nothing: the copy into the batch is made in any case.
+        return pixels[:, ::-1] if flip else pixels
+
+
+@dataclass(frozen=True)
+class RandomPadView:
+    """The whole picture with a black border, shifted, and perhaps a flip."""
+
     pad_px: int
     flip_prob: float
     interpolation: str
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, image: Image.Image, rng: np.random.Generator, size_px: int) -> np.ndarray:
         """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
         flip = rng.random() < self.flip_prob
-        size = (self.size_px, self.size_px)
-        if self.crop == "random_resized":
-            box = random_resized_box(rng, image.width, image.height, self.scale, self.aspect)
-            image = crop_resize(image, box, size, self.interpolation)
-        else:
-            image = pad(resize(image, size, self.interpolation), self.pad_px)
-            left, top = (int(offset) for offset in rng.integers(2 * self.pad_px + 1, size=2))
-            image = image.crop((left, top, left + self.size_px, top + self.size_px))
-        pixels = np.asarray(image)
-        # The mirrored view costs nothing: the copy into the batch is made in any case.
+        image = pad(resize(image, (size_px, size_px), self.interpolation), self.pad_px)
+        left, top = (int(offset) for offset in rng.integers(2 * self.pad_px + 1, size=2))
+        pixels = np.asarray(image.crop((left, top, left + size_px, top + size_px)))
         return pixels[:, ::-1] if flip else pixels
+
+
+@dataclass(frozen=True)
+class SizeRamp:
+    """The side of a training picture as a function of the epoch: constant, then rising, then constant."""
+
+    start_px: int
+    end_px: int
+    first_epoch: int = 0
+    last_epoch: int = 0
+
+    def size_at(self, epoch: int) -> int:
+        """start_px up to first_epoch, end_px from last_epoch on, in between a straight line in steps of 32 px."""
+        if epoch >= self.last_epoch:
+            return self.end_px
+        if epoch <= self.first_epoch:
+            return self.start_px
+        done = (epoch - self.first_epoch) / (self.last_epoch - self.first_epoch)
+        return self.start_px + 32 * round((self.end_px - self.start_px) * done / 32)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """How a picture is seen in training, and what is changed about it then."""
+
+    view: Callable[[Image.Image, np.random.Generator, int], np.ndarray]
+    sizes: SizeRamp
+    policy: Policy
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator, size_px: int) -> np.ndarray:
+        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
+        return self.policy(self.view(image, rng, size_px), rng)
 
 
 def _limit_aspect(image: Image.Image, aspect: int = 16) -> Image.Image:
@@ -103,14 +154,20 @@ class EvalTransform:
         return np.asarray(image.crop((left, top, left + self.size_px, top + self.size_px)))
 
 
-def build_train_transform(cfg: DataRecipe) -> TrainTransform:
-    """The training transform of a recipe."""
+def build_train_transform(recipe: Recipe) -> TrainTransform:
+    """The training transform of a recipe.
+
+    Raises:
+        RecipeError: a policy that nobody knows.
+    """
+    cfg = recipe.data
+    views: dict[str, Callable[[Image.Image, np.random.Generator, int], np.ndarray]] = {
+        "random_resized": RandomResizedView(cfg.train_scale, cfg.train_aspect, cfg.flip_prob, cfg.train_interpolation),
+        "random_pad": RandomPadView(cfg.pad_px, cfg.flip_prob, cfg.train_interpolation),
+        "darknet": DarknetView(recipe.darknet, cfg.flip_prob),
+    }
     return TrainTransform(
-        cfg.train_px,
-        cfg.train_crop,
-        cfg.train_scale,
-        cfg.train_aspect,
-        cfg.pad_px,
-        cfg.flip_prob,
-        cfg.train_interpolation,
+        view=views[cfg.train_crop],
+        sizes=SizeRamp(cfg.start_px or cfg.train_px, cfg.train_px, *cfg.ramp_epochs),
+        policy=build_policy(recipe.augment, cfg.mean, cfg.train_px),
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cspnet.models.spec import Activation, ConvSpec, NetworkSpec
 
-__all__ = ["ConvNormAct", "Shortcut", "TwoWayPool", "create_activation"]
+__all__ = ["ConvNormAct", "Shortcut", "TwoWayPool", "create_activation", "set_drop_path"]
 
 
 def create_activation(name: Activation, leaky_slope: float) -> nn.Module:
@@ -45,8 +45,13 @@ class Shortcut(nn.Module):
     Source: darknet, blas.c `shortcut_cpu` (the program of 2019, which the published cfg files were trained with).
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_path: nn.Module = nn.Identity()
+
     def forward(self, x: Tensor, earlier: Tensor) -> Tensor:
         """(N, C, H, W) and (N, C', H', W') with H' >= H -> (N, C, H, W)."""
+        x = self.drop_path(x)
         stride_y, stride_x = -(-earlier.shape[2] // x.shape[2]), -(-earlier.shape[3] // x.shape[3])
         if stride_y > 1 or stride_x > 1:
             earlier = earlier[:, :, ::stride_y, ::stride_x]
@@ -56,6 +61,19 @@ class Shortcut(nn.Module):
         if earlier_chs > chs:
             return x + earlier[:, :chs]
         return torch.cat([x[:, :earlier_chs] + earlier, x[:, earlier_chs:]], dim=1)
+
+
+def set_drop_path(stages: nn.Module, rate: float) -> None:
+    """Stochastic depth: in training, leave out each picture's way through a residual block at random.
+
+    The probability rises in even steps from 0 in the first block to `rate` in the last.
+    Source: Deep networks with stochastic depth, arXiv 1603.09382; timm models/cspnet.py (drop_path_rate).
+    """
+    from torchvision.ops import StochasticDepth  # here, because torchvision takes a second to import
+
+    shortcuts = [module for module in stages.modules() if isinstance(module, Shortcut)]
+    for shortcut, prob in zip(shortcuts, torch.linspace(0, rate, len(shortcuts)).tolist(), strict=True):
+        shortcut.drop_path = StochasticDepth(prob, "row")
 
 
 class TwoWayPool(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from cspnet.models.layers import ConvNormAct, TwoWayPool
+from cspnet.models.layers import ConvNormAct, TwoWayPool, set_drop_path
 from cspnet.models.spec import ConvSpec, NetworkSpec, StemSpec
 from cspnet.models.stages import CrossStage
 
@@ -77,6 +77,8 @@ def _create_stages(spec: NetworkSpec) -> nn.Sequential:
     for stage in spec.stages:
         stages.append(CrossStage(in_chs, stage, spec))
         in_chs = stage.out_chs
+    if spec.drop_path_rate:
+        set_drop_path(stages, spec.drop_path_rate)
     return stages
 
 

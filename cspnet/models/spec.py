@@ -148,6 +148,8 @@ class NetworkSpec:
     """BatchNorm momentum in PyTorch's sense."""
     drop_rate: float = 0.0
     """Dropout before the classifier, in [0, 1)."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth: probability, in [0, 1), that the last residual block is left out of a picture's way."""
     zero_init_last: bool = True
     """Start the last BatchNorm scale of every residual block at zero, as timm does."""
     init: Init = "timm"

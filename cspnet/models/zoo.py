@@ -17,7 +17,7 @@ from cspnet.models.foreign import FOREIGN_PREFIXES, create_foreign_model
 from cspnet.models.network import CspNet, CspNetFeatures
 from cspnet.models.rows import darknet_cfgs, reconstructions, small, timm_graphs
 from cspnet.models.rows.entry import Published, ZooEntry
-from cspnet.models.spec import Activation, Init, NetworkSpec, partition
+from cspnet.models.spec import DENSE_BLOCKS, Activation, Init, NetworkSpec, partition
 
 __all__ = ["ZOO", "Published", "ZooEntry", "create_model", "list_models"]
 
@@ -52,6 +52,7 @@ def _override(name: str, spec: NetworkSpec, overrides: dict[str, Any]) -> Networ
     changed = replace(spec, **{key: value for key, value in overrides.items() if key not in _ABLATIONS})
     for key, is_possible, expected in (
         ("drop_rate", 0 <= changed.drop_rate < 1, "a number from 0 up to, not with, 1"),
+        ("drop_path_rate", 0 <= changed.drop_path_rate < 1, "a number from 0 up to, not with, 1"),
         ("bn_momentum", 0 < changed.bn_momentum <= 1, "a number above 0, up to 1"),
         ("leaky_slope", math.isfinite(changed.leaky_slope), "a finite number"),
         ("in_chs", 1 <= changed.in_chs <= _MOST, f"a number from 1 to {_MOST:,}"),
@@ -59,6 +60,8 @@ def _override(name: str, spec: NetworkSpec, overrides: dict[str, Any]) -> Networ
     ):
         if not is_possible:
             raise ModelError(f"model {name}: {key}={overrides[key]!r}: use {expected}")
+    if changed.drop_path_rate and all(block.kind in DENSE_BLOCKS for stage in spec.stages for block in stage.blocks):
+        raise ModelError(f"model {name}: drop_path_rate is for residual blocks, and this network has none")
     if not overrides.keys() & set(_ABLATIONS):
         return changed
     try:
@@ -88,9 +91,9 @@ def create_model(
         features_only: the backbone alone: returns a list with the output of the stem and of each stage;
             `model.feature_info.channels()` and `.reduction()` tell their widths and strides.
         out_indices: with features_only, which outputs to return; 0 is the stem.
-        **overrides: fields of NetworkSpec (activation, leaky_slope, bn_momentum, drop_rate, zero_init_last, init,
-            in_chs, also called in_chans), and the paper's ablations: fusion (csp, first, last) and gamma (share of
-            the channels that cross); for foreign models, their own keyword arguments.
+        **overrides: fields of NetworkSpec (activation, leaky_slope, bn_momentum, drop_rate, drop_path_rate,
+            zero_init_last, init, in_chs, also called in_chans), and the paper's ablations: fusion (csp, first, last)
+            and gamma (share of the channels that cross); for foreign models, their own keyword arguments.
     Raises:
         ModelError: unknown name or option.
     """

@@ -6,13 +6,16 @@ ten every 30 epochs, 224 px). Source: DeepSpark's cspdarknet53 (train.py default
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 __all__ = [
+    "AdversarialRecipe",
+    "AugmentRecipe",
     "CheckpointRecipe",
+    "DarknetRecipe",
     "DataRecipe",
     "EmaRecipe",
     "EvalRecipe",
@@ -35,13 +38,16 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value  # YAML has lists, frozen values have tuples
 
 
+_Number = TypeVar("_Number", int, float)
+
+
 def _finite(value: float) -> float:
     if value != value or value in (float("inf"), float("-inf")):
         raise ValueError("expected a finite number")
     return value
 
 
-def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+def _ordered(pair: tuple[_Number, _Number]) -> tuple[_Number, _Number]:
     if pair[0] > pair[1]:
         raise ValueError("expected [smallest, largest]")
     return pair
@@ -54,6 +60,7 @@ NonNegative = Annotated[float, Field(ge=0), AfterValidator(_finite)]
 Positive = Annotated[float, Field(gt=0), AfterValidator(_finite)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+AtMostOne = Annotated[float, Field(gt=0, le=1)]
 Rgb = Annotated[tuple[NonNegative, NonNegative, NonNegative], BeforeValidator(_as_tuple)]
 PositiveRgb = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_as_tuple)]
 Range = Annotated[tuple[Positive, Positive], BeforeValidator(_as_tuple), AfterValidator(_ordered)]
@@ -96,8 +103,13 @@ class DataRecipe:
     """Side of a training picture."""
     val_px: Pixels | None = None
     """Side of a validation picture; null is train_px."""
-    train_crop: Literal["random_resized", "random_pad"] = "random_resized"
-    """random_resized: a random area, resized. random_pad: resized, padded by pad_px, shifted at random."""
+    start_px: Pixels | None = None
+    """Progressive size: side of a training picture at the start; null trains at train_px throughout."""
+    ramp_epochs: Annotated[tuple[Count, Count], BeforeValidator(_as_tuple), AfterValidator(_ordered)] = (0, 0)
+    """Progressive size: it grows from start_px to train_px between these two epochs, in steps of 32 px."""
+    train_crop: Literal["random_resized", "random_pad", "darknet"] = "random_resized"
+    """random_resized: a random area, resized. random_pad: resized, padded by pad_px, shifted at random. darknet: the
+    affine sampling and colours of the group darknet."""
     train_scale: Range = (0.08, 1.0)
     """random_resized: share of the picture's area, smallest and largest."""
     train_aspect: Range = (3 / 4, 4 / 3)
@@ -127,39 +139,105 @@ class DataRecipe:
 
 
 @dataclass(frozen=True, config=_CONFIG)
+class DarknetRecipe:
+    """How Darknet's classifier shows its training pictures, with data.train_crop darknet."""
+
+    min_crop_px: PositiveCount = 128
+    """The shorter side of the picture is scaled to a size from min_crop_px ..."""
+    max_crop_px: PositiveCount = 448
+    """... to max_crop_px, and train_px of it are shown; where the size is smaller, the rest is black."""
+    angle_deg: Annotated[float, Field(ge=0, le=180)] = 7.0
+    """Largest rotation, in degrees, to either side."""
+    aspect: AtMostOne = 0.75
+    """Width against height, from aspect to 1 or from 1 to 1 / aspect."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Largest shift of the hue, to either side, as a share of the circle."""
+    saturation: AtMostOne = 0.75
+    """Factor of the saturation, from this to 1 or from 1 to 1 / this."""
+    exposure: AtMostOne = 0.75
+    """Factor of the brightness, from this to 1 or from 1 to 1 / this."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class AugmentRecipe:
+    """More ways to vary training pictures, from torchvision and timm."""
+
+    policy: str | None = None
+    """rand-m9-mstd0.5-inc1 and the like (timm's spelling of RandAugment), 3a (timm's 3-Augment), or trivial
+    (torchvision's TrivialAugment)."""
+    color_jitter: NonNegative = 0.0
+    """Brightness, contrast and saturation times 1 - this to 1 + this."""
+    erase_prob: Share = 0.0
+    """Random erasing: share of the pictures in which a rectangle becomes noise."""
+    erase_count: PositiveCount = 1
+    """Random erasing: largest number of rectangles in a picture."""
+    repeats: PositiveCount = 1
+    """Repeated augmentation: how often each picture of a step is in it, every time with other draws."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class MixRecipe:
-    """Pictures mixed with each other."""
+    """Pictures mixed with each other: in the usual way (CutMix, Mixup) or in Darknet's."""
 
     cutmix_alpha: NonNegative = 0.0
     """CutMix: the pasted share of the area comes from Beta(alpha, alpha); 0 turns it off."""
-    cutmix_prob: Share = 1.0
-    """CutMix: share of the batches it is applied to."""
+    mixup_alpha: NonNegative = 0.0
+    """Mixup: the share of the other picture comes from Beta(alpha, alpha); 0 turns it off."""
+    prob: Share = 1.0
+    """CutMix and Mixup: share of the batches they are applied to."""
+    switch_prob: Share = 0.5
+    """Share of the mixed batches that get CutMix, where Mixup is on too."""
+    darknet: Literal["none", "mixup", "cutmix", "mosaic", "cutmix_mosaic"] = "none"
+    """Darknet's mixing, of half of the groups of four pictures; cutmix_mosaic: either of them, picture by picture."""
+    blur_px: Count = 0
+    """Darknet's blur of a quarter of the pictures: an odd size of the Gaussian kernel; 1 means 15; 0 turns it off."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class LossRecipe:
-    """Cross entropy."""
+    """What is minimised."""
 
+    name: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """cross_entropy: over all classes. bce: binary cross entropy, each class on its own."""
     smoothing: ShareBelowOne = 0.0
-    """Label smoothing: this much of the target is spread evenly over all classes."""
+    """Label smoothing: this much of the target is spread evenly ..."""
+    smoothing_over: Literal["all", "others"] = "all"
+    """... over all classes (torch, timm) or over the other ones (Darknet)."""
+    bce_threshold: Share | None = None
+    """bce: a class counts as present, with target 1, if its share of the target is above this; null takes the share."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class AdversarialRecipe:
+    """Darknet's self-adversarial training: pictures changed against the network's own confidence."""
+
+    lr: NonNegative = 0.0
+    """Step of the change at the end of the run (it grows in proportion to the steps done), on pictures of 0 to 1;
+    0 turns it off."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class OptimRecipe:
-    """Stochastic gradient descent, as torch.optim.SGD."""
-
-    name: Literal["sgd"] = "sgd"
     """The optimizer."""
+
+    name: Literal["sgd", "rmsprop_tf", "adamw", "lamb"] = "sgd"
+    """sgd and adamw: torch's. rmsprop_tf (RMSprop as TensorFlow has it) and lamb: timm's."""
     lr: Positive = 0.1
     """Peak learning rate."""
     lr_base_size: PositiveCount | None = None
     """If set, lr is meant for this many pictures a step and is scaled in proportion to the global batch."""
     momentum: ShareBelowOne = 0.9
-    """Momentum."""
+    """sgd, rmsprop_tf: momentum."""
     nesterov: bool = False
-    """Nesterov's form of the momentum."""
+    """sgd: Nesterov's form of the momentum."""
+    alpha: ShareBelowOne = 0.9
+    """rmsprop_tf: share of the squared gradients' average that is kept."""
+    betas: Annotated[tuple[ShareBelowOne, ShareBelowOne], BeforeValidator(_as_tuple)] = (0.9, 0.999)
+    """adamw, lamb: shares of the gradients' and squared gradients' averages that are kept."""
+    eps: Positive | None = None
+    """rmsprop_tf, adamw, lamb: added to the denominator; null takes 1e-3, 1e-8, 1e-6."""
     weight_decay: NonNegative = 1e-4
-    """Weight decay, added to the gradient."""
+    """Weight decay, added to the gradient (sgd, rmsprop_tf, lamb) or taken off the weights (adamw)."""
     decay_norm_and_bias: bool = True
     """Whether norm scales and biases decay too (torch, mmpretrain, DeepSpark: yes; Darknet: no)."""
     clip_norm: Positive | None = None
@@ -170,14 +248,17 @@ class OptimRecipe:
 class ScheduleRecipe:
     """The learning rate as a function of the step."""
 
-    name: Literal["step", "cosine", "poly", "constant"] = "step"
-    """step: times gamma every step_epochs. cosine. poly: (1 - t) ** power."""
+    name: Literal["step", "multistep", "exponential", "cosine", "poly", "darknet_poly", "constant"] = "step"
+    """step: times gamma every step_epochs. multistep: times gamma at each of the milestones. exponential: as step, in
+    a smooth curve. cosine. poly: (1 - t) ** power. darknet_poly: Darknet's burn-in and poly, to the iteration."""
     step_epochs: Positive = 30.0
-    """step: epochs between two drops."""
+    """step, exponential: epochs in which lr falls by the factor gamma."""
+    milestones_epochs: Annotated[tuple[Positive, ...], BeforeValidator(_as_tuple)] = ()
+    """multistep: epochs of the drops, in rising order."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """step: factor of a drop."""
+    """step, multistep, exponential: factor of a drop."""
     power: Positive = 4.0
-    """poly: exponent."""
+    """poly, darknet_poly: exponent."""
     min_lr: NonNegative = 0.0
     """Lowest learning rate of the decay."""
     warmup_epochs: NonNegative = 0.0
@@ -187,7 +268,7 @@ class ScheduleRecipe:
     warmup_lr: NonNegative = 0.0
     """Learning rate the warm-up starts from."""
     warmup_power: Positive = 1.0
-    """Shape of the warm-up: 1 is a line, 4 is Darknet's burn-in."""
+    """Shape of the warm-up: 1 is a line, 4 nearly Darknet's burn-in; darknet_poly takes schedule.power."""
     decay_from: Literal["start", "warmup_end"] = "start"
     """Where the decay's clock starts: at step 0 (timm, Darknet) or where the warm-up ends (torchvision)."""
 
@@ -264,8 +345,11 @@ class Recipe:
 
     model: ModelRecipe = Field(default_factory=ModelRecipe)
     data: DataRecipe = Field(default_factory=DataRecipe)
+    darknet: DarknetRecipe = Field(default_factory=DarknetRecipe)
+    augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
     mix: MixRecipe = Field(default_factory=MixRecipe)
     loss: LossRecipe = Field(default_factory=LossRecipe)
+    adversarial: AdversarialRecipe = Field(default_factory=AdversarialRecipe)
     optim: OptimRecipe = Field(default_factory=OptimRecipe)
     schedule: ScheduleRecipe = Field(default_factory=ScheduleRecipe)
     ema: EmaRecipe = Field(default_factory=EmaRecipe)
@@ -286,6 +370,58 @@ def check_recipe(recipe: Recipe) -> tuple[str, str] | None:
         return "schedule.warmup_steps", "the warm-up has a length in epochs as well; set one of the two to 0"
     if recipe.schedule.min_lr > recipe.optim.lr:
         return "schedule.min_lr", f"{recipe.schedule.min_lr} is above optim.lr, {recipe.optim.lr}"
-    if recipe.optim.nesterov and not recipe.optim.momentum:
+    return _check_optim(recipe) or _check_schedule(recipe) or _check_pictures(recipe) or _check_mix(recipe)
+
+
+def _check_optim(recipe: Recipe) -> tuple[str, str] | None:
+    cfg = recipe.optim
+    if cfg.nesterov and cfg.name != "sgd":
+        return "optim.nesterov", f"{cfg.name} has no such form; use sgd"
+    if cfg.nesterov and not cfg.momentum:
         return "optim.nesterov", "needs optim.momentum above 0"
+    if cfg.eps is not None and cfg.name == "sgd":
+        return "optim.eps", "sgd has no such term; leave it out"
+    return None
+
+
+def _check_schedule(recipe: Recipe) -> tuple[str, str] | None:
+    cfg = recipe.schedule
+    if cfg.name == "multistep" and not cfg.milestones_epochs:
+        return "schedule.name", "multistep needs schedule.milestones_epochs, such as [30, 60, 90]"
+    if list(cfg.milestones_epochs) != sorted(set(cfg.milestones_epochs)):
+        return "schedule.milestones_epochs", "expected rising numbers"
+    if cfg.name == "darknet_poly":
+        for key, value, default in (
+            ("warmup_lr", cfg.warmup_lr, 0.0),
+            ("min_lr", cfg.min_lr, 0.0),
+            ("decay_from", cfg.decay_from, "start"),
+            ("warmup_power", cfg.warmup_power, 1.0),
+        ):
+            if value != default:
+                return f"schedule.{key}", "darknet_poly has no such setting; leave it out or use poly"
+    return None
+
+
+def _check_pictures(recipe: Recipe) -> tuple[str, str] | None:
+    data, darknet, augment = recipe.data, recipe.darknet, recipe.augment
+    if darknet.min_crop_px > darknet.max_crop_px:
+        return "darknet.min_crop_px", f"{darknet.min_crop_px} is above darknet.max_crop_px, {darknet.max_crop_px}"
+    if data.start_px is not None and data.start_px > data.train_px:
+        return "data.start_px", f"{data.start_px} is above data.train_px, {data.train_px}"
+    if data.start_px is None and data.ramp_epochs != (0, 0):
+        return "data.ramp_epochs", "needs data.start_px, the size at the start"
+    policy = augment.policy
+    if policy is not None and policy not in ("3a", "trivial") and policy.split("-")[0] != "rand":
+        return "augment.policy", f"{policy!r}: expected rand-..., 3a or trivial"
+    return None
+
+
+def _check_mix(recipe: Recipe) -> tuple[str, str] | None:
+    cfg = recipe.mix
+    if cfg.darknet != "none" and (cfg.cutmix_alpha or cfg.mixup_alpha):
+        return "mix.darknet", f"{cfg.darknet} comes instead of CutMix and Mixup; set the alphas of these to 0"
+    if cfg.blur_px % 2 == 0 and cfg.blur_px:
+        return "mix.blur_px", f"{cfg.blur_px}: expected an odd number"
+    if recipe.loss.bce_threshold is not None and recipe.loss.name != "bce":
+        return "loss.bce_threshold", "is for loss.name bce"
     return None

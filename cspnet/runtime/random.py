@@ -6,12 +6,16 @@ So a run can be resumed anywhere, with any number of workers, and sees the same 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import random
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 
-__all__ = ["generator_at", "integer_at"]
+__all__ = ["generator_at", "integer_at", "seeded_globally"]
 
 
 @functools.lru_cache(maxsize=256)
@@ -33,3 +37,28 @@ def generator_at(seed: int, purpose: str, *address: int) -> np.random.Generator:
 def integer_at(seed: int, purpose: str, *address: int) -> int:
     """One integer in [0, 2**63) at an address: a seed for a generator of another library."""
     return int(generator_at(seed, purpose, *address).integers(2**63))
+
+
+@contextlib.contextmanager
+def seeded_globally(rng: np.random.Generator, device: torch.device | None = None) -> Iterator[None]:
+    """Python's, numpy's and torch's global generators, seeded by the draws of `rng`, and afterwards as they were.
+
+    For the parts of other libraries, which draw from those.
+
+    Args:
+        device: a GPU whose generator is meant too.
+    """
+    seeds = [int(seed) for seed in rng.integers(2**32, size=4)]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        random.seed(seeds[0])
+        np.random.seed(seeds[1])
+        torch.default_generator.manual_seed(seeds[2])
+        for _ in devices:
+            torch.cuda.manual_seed(seeds[3])
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

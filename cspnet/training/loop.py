@@ -24,14 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from cspnet.data.loader import Batch, TrainLoader
-from cspnet.data.mixing import cutmix, soft_targets
+from cspnet.data.mixing import Normalizer, mix_batch, soft_targets
+from cspnet.data.policies import Eraser
 from cspnet.data.sampler import BatchPlan
 from cspnet.errors import DataError, TrainingError
 from cspnet.evaluation.metrics import EvalResult
+from cspnet.optim.schedule import count_warmup_steps
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.distributed import World, broadcast_buffers, gather_objects, sum_over_ranks
 from cspnet.runtime.random import generator_at
+from cspnet.training.adversarial import perturb
 from cspnet.training.checkpoint import save_checkpoint
 from cspnet.training.state import TrainState
 from cspnet.training.step import train_step
@@ -49,7 +52,9 @@ class Run:
     recipe: Recipe
     num_classes: int
     loader: TrainLoader
-    prepare: Callable[[Tensor], Tensor]
+    prepare: Normalizer
+    erase: Eraser
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
     lr_at: Callable[[int], float]
     total_steps: int
     validate: Callable[[nn.Module], EvalResult] | None
@@ -121,6 +126,7 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
             accumulate=cfg.train.accumulate,
             amp_dtype=run.amp_dtype,
             clip_norm=cfg.optim.clip_norm,
+            loss_fn=run.loss_fn,
         )
         run.state.window.add(totals)
         run.state.epoch_sums.add(totals)
@@ -137,7 +143,7 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
 
 
 def _micro_batches(run: Run, batches: Iterator[Batch], clock: _Clock) -> Iterator[tuple[Tensor, Tensor]]:
-    """The micro-batches of one step, on the device, normalised and mixed."""
+    """The micro-batches of one step, on the device: normalised, erased, mixed, changed against the network."""
     cfg, step = run.recipe, run.state.progress.step
     for micro in range(cfg.train.accumulate):
         waiting_since_s = time.perf_counter()
@@ -147,10 +153,29 @@ def _micro_batches(run: Run, batches: Iterator[Batch], clock: _Clock) -> Iterato
             _handle_bad(run, batch)
         images = run.prepare(batch.images)
         targets = batch.targets.to(run.device, non_blocking=True)
-        soft = soft_targets(targets, run.num_classes, cfg.loss.smoothing)
-        # The address names the slice of the global batch, so that the split over processes does not change the mix.
-        rng = generator_at(cfg.train.seed, "mix", step, micro * run.world.size + run.world.rank)
-        yield cutmix(images, soft, rng, alpha=cfg.mix.cutmix_alpha, prob=cfg.mix.cutmix_prob)
+        soft = soft_targets(targets, run.num_classes, cfg.loss.smoothing, cfg.loss.smoothing_over)
+        # The address names the slice of the global batch, so that the split over processes does not change the draws.
+        address = (step, micro * run.world.size + run.world.rank)
+        images = run.erase(images, generator_at(cfg.train.seed, "erase", *address))
+        images, soft = mix_batch(images, soft, generator_at(cfg.train.seed, "mix", *address), cfg.mix)
+        yield _perturb(run, images, address), soft
+
+
+def _perturb(run: Run, images: Tensor, address: tuple[int, int]) -> Tensor:
+    """Self-adversarial training, when it is on: half of the micro-batches behind the warm-up."""
+    cfg, iteration = run.recipe, run.state.progress.step + 1
+    if not cfg.adversarial.lr or iteration <= count_warmup_steps(cfg.schedule, run.plan.steps_per_epoch):
+        return images
+    if generator_at(cfg.train.seed, "adversarial", *address).random() >= 0.5:
+        return images
+    return perturb(
+        run.state.model,
+        images,
+        step_size=cfg.adversarial.lr * iteration / run.total_steps,
+        mean=run.prepare.mean,
+        std=run.prepare.std,
+        amp_dtype=run.amp_dtype,
+    )
 
 
 def _handle_bad(run: Run, batch: Batch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ def train_step(
     accumulate: int,
     amp_dtype: torch.dtype,
     clip_norm: float | None,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy,
 ) -> Tensor:
     """Accumulate gradients over the micro-batches and update the weights once; no host sync.
 
@@ -46,6 +47,7 @@ def train_step(
         lr: learning rate of this update.
         amp_dtype: of autocast; float32 means none.
         clip_norm: largest gradient norm, or None.
+        loss_fn: logits (N, K) and targets (N, K) -> the mean loss.
     Returns:
         (4,) on the device: loss * n, hits at 1 and at 5 of the likeliest target, n.
     """
@@ -62,7 +64,7 @@ def train_step(
                 raise ModelError(
                     f"{type(state.model).__name__} returns a {type(logits).__name__} in training, not logits"
                 )
-            loss = soft_cross_entropy(logits, targets)
+            loss = loss_fn(logits, targets)
             state.scaler.scale(loss / accumulate).backward()
         n = len(images)
         hits = count_correct(logits.detach(), targets.argmax(1))

@@ -135,7 +135,9 @@ def match_weights(
             raise CheckpointError(f"{where}: holds no moving average of the weights")
         return _match_darknet(content, model, where, num_classes)
     if num_classes is not None:
-        raise CheckpointError(f"{where}: says its number of classes itself; num_classes is for Darknet's .weights files")
+        raise CheckpointError(
+            f"{where}: says its number of classes itself; num_classes is for Darknet's .weights files"
+        )
     state = extract_state_dict(content, which=which, where=where)
     is_average = which != "raw" and _find_average(content) is not None
     if source == "cspnet" or (source == "auto" and describes_itself(content)):

@@ -270,7 +270,7 @@ def test_everything_at_once(picture_tree: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "all.yaml"
     recipe.write_text(
         "model: {options: {drop_rate: 0.2}}\n"
-        "mix: {cutmix_alpha: 1.0, cutmix_prob: 0.5}\n"
+        "mix: {cutmix_alpha: 1.0, prob: 0.5}\n"
         "loss: {smoothing: 0.1}\n"
         "optim: {clip_norm: 1.0, nesterov: true, decay_norm_and_bias: false}\n"
         "schedule: {name: cosine, warmup_epochs: 1}\n"

@@ -19,11 +19,12 @@ from cspnet.data.decode import read_rgb
 from cspnet.data.index import SampleIndex, open_index
 from cspnet.data.loader import Batch, EvalLoader, EvalPictures, TrainLoader, TrainPictures, default_workers
 from cspnet.data.sampler import BatchPlan, epoch_order
-from cspnet.data.transforms import EvalTransform, TrainTransform
+from cspnet.data.transforms import EvalTransform, build_train_transform
+from cspnet.recipe.schema import DataRecipe, Recipe
 from cspnet.runtime.random import generator_at
 
 SEED = 9
-TRAIN = TrainTransform(16, "random_resized", (0.08, 1.0), (3 / 4, 4 / 3), 0, 0.5, "bilinear")
+TRAIN = build_train_transform(Recipe(data=DataRecipe(train_px=16)))
 EVAL = EvalTransform(16, 0.875, "bilinear")
 
 
@@ -85,7 +86,7 @@ def test_training_batches_are_those_of_their_addresses(picture_tree: Path) -> No
             position = step * 4 + i
             path = Path(index.path(int(order[position])))
             assert int(batch.targets[i]) == index.classes.index(path.parent.name)
-            reference = TRAIN(read_rgb(str(path)), generator_at(SEED, "augment", epoch, position))
+            reference = TRAIN(read_rgb(str(path)), generator_at(SEED, "augment", epoch, position), 16)
             assert np.array_equal(batch.images[i].numpy(), reference)
 
 
@@ -141,7 +142,7 @@ def test_a_broken_training_picture_is_replaced_by_the_next_of_the_index(
     for position, sample in enumerate(order.tolist()):
         step, i = divmod(position, 4)
         if sample in broken:
-            reference = TRAIN(read_rgb(index.path(replacement)), generator_at(SEED, "augment", 0, position))
+            reference = TRAIN(read_rgb(index.path(replacement)), generator_at(SEED, "augment", 0, position), 16)
             assert np.array_equal(batches[step].images[i].numpy(), reference)
             assert int(batches[step].targets[i]) == int(index.labels[replacement])
         else:

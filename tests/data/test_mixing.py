@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms
 
-from cspnet.data.mixing import Normalizer, cutmix, cutmix_box, soft_targets
+from cspnet.data.mixing import Normalizer, cutmix, cutmix_box, mix_batch, mixup, soft_targets
+from cspnet.recipe.schema import MixRecipe
 from cspnet.runtime.random import generator_at
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -72,7 +73,7 @@ def test_cutmix_pastes_one_box_of_the_neighbour_and_weighs_it_by_its_pixels(
     original, targets = numbered_pixels(batch, height, width), torch.eye(batch)
     mixed_batches = 0
     for step in range(40):
-        images, soft = cutmix(original.clone(), targets.clone(), generator_at(0, "mix", step), alpha=alpha, prob=1.0)
+        images, soft = cutmix(original.clone(), targets.clone(), generator_at(0, "mix", step), alpha)
         places = []
         for n in range(batch):
             neighbour = (n - 1) % batch
@@ -100,7 +101,7 @@ def test_cutmix_pastes_one_box_of_the_neighbour_and_weighs_it_by_its_pixels(
 
 def test_cutmix_follows_the_generator_alone() -> None:
     def mix(step: int) -> torch.Tensor:
-        return cutmix(numbered_pixels(4, 32, 32), torch.eye(4), generator_at(1, "mix", step), alpha=1.0, prob=1.0)[0]
+        return cutmix(numbered_pixels(4, 32, 32), torch.eye(4), generator_at(1, "mix", step), 1.0)[0]
 
     torch.manual_seed(0)
     first = [mix(step) for step in range(5)]
@@ -111,10 +112,11 @@ def test_cutmix_follows_the_generator_alone() -> None:
 
 
 @pytest.mark.parametrize(("alpha", "prob"), [(0.0, 1.0), (1.0, 0.0)])
-def test_cutmix_can_be_off(alpha: float, prob: float) -> None:
+def test_mixing_can_be_off(alpha: float, prob: float) -> None:
     original, targets = numbered_pixels(4, 8, 8), soft_targets(torch.arange(4), 4, 0.1)
     for step in range(50):
-        images, soft = cutmix(original.clone(), targets.clone(), generator_at(0, "mix", step), alpha=alpha, prob=prob)
+        rng, cfg = generator_at(0, "mix", step), MixRecipe(cutmix_alpha=alpha, mixup_alpha=alpha, prob=prob)
+        images, soft = mix_batch(original.clone(), targets.clone(), rng, cfg)
         assert torch.equal(images, original)
         assert torch.equal(soft, targets)
 
@@ -123,7 +125,8 @@ def test_cutmix_mixes_the_share_of_batches_it_is_told_to() -> None:
     draws, prob, mixed = 3000, 0.3, 0
     original = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 64, 64)
     for step in range(draws):
-        images, _ = cutmix(original.clone(), torch.eye(2), generator_at(2, "mix", step), alpha=1.0, prob=prob)
+        cfg = MixRecipe(cutmix_alpha=1.0, prob=prob)
+        images, _ = mix_batch(original.clone(), torch.eye(2), generator_at(2, "mix", step), cfg)
         mixed += not torch.equal(images, original)
     # A box may be empty, with alpha 1 and 64 px in about one batch of a thousand.
     assert abs(mixed - draws * prob) < 5 * math.sqrt(draws * prob * (1 - prob))
@@ -133,7 +136,7 @@ def test_cutmix_mixes_the_share_of_batches_it_is_told_to() -> None:
 def test_cutmix_keeps_targets_probabilities(smoothing: float) -> None:
     targets = soft_targets(torch.randint(10, (8,), generator=torch.Generator().manual_seed(0)), 10, smoothing)
     for step in range(50):
-        _, soft = cutmix(torch.rand(8, 3, 16, 16), targets.clone(), generator_at(3, "mix", step), alpha=1.0, prob=1.0)
+        _, soft = cutmix(torch.rand(8, 3, 16, 16), targets.clone(), generator_at(3, "mix", step), 1.0)
         assert soft.min() >= 0
         torch.testing.assert_close(soft.sum(1), torch.ones(8), rtol=0, atol=1e-6)
         torch.testing.assert_close(soft.sum(0), targets.sum(0))
@@ -160,3 +163,54 @@ def test_cutmix_boxes_are_those_of_the_paper(alpha: float) -> None:
         for threshold in np.linspace(0.05, 0.95, 19) * size:
             a, b = (np.mean([draw[i] < threshold for draw in draws_of]) for draws_of in (ours, theirs))
             assert abs(a - b) < 2.47 * math.sqrt(2 / draws) + rounding, (i, threshold)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_mixup_blends_with_the_neighbour_as_the_targets_say(alpha: float) -> None:
+    original, targets = torch.rand(5, 3, 6, 7), soft_targets(torch.arange(5), 5, 0.1)
+    shares = []
+    for step in range(200):
+        images, soft = mixup(original.clone(), targets.clone(), generator_at(0, "mix", step), alpha)
+        neighbours = [(n - 1) % 5 for n in range(5)]
+        share = ((soft[0, 0] - targets[4, 0]) / (targets[0, 0] - targets[4, 0])).item()
+        shares.append(share)
+        torch.testing.assert_close(images, share * original + (1 - share) * original[neighbours], rtol=0, atol=1e-5)
+        torch.testing.assert_close(soft, share * targets + (1 - share) * targets[neighbours], rtol=0, atol=1e-6)
+    # The variance of Beta(a, a) is 1 / (4 (2 a + 1)).
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.1)
+    assert np.var(shares) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.25)
+
+
+def test_a_batch_gets_cutmix_or_mixup() -> None:
+    """Mixup changes every pixel of these pictures, CutMix those of a box."""
+    original, counts = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16), {"cutmix": 0, "mixup": 0}
+    cfg = MixRecipe(cutmix_alpha=1.0, mixup_alpha=1.0, switch_prob=0.3)
+    for step in range(3000):
+        images, _ = mix_batch(original.clone(), torch.eye(4), generator_at(5, "mix", step), cfg)
+        counts["mixup" if images.frac().ne(0).any() else "cutmix"] += 1
+    assert counts["cutmix"] / 3000 == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 3000))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("num_classes", [2, 7, 1000])
+def test_smoothing_over_the_others_is_darknets(smoothing: float, num_classes: int) -> None:
+    """1 - e and e / (K - 1), where torch has 1 - e + e / K and e / K: the same as torch's with e' = e K / (K - 1)."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, num_classes, generator=generator)
+    targets = torch.randint(num_classes, (16,), generator=generator)
+    soft = soft_targets(targets, num_classes, smoothing, over="others")
+    assert soft.dtype == torch.float32
+    for n, target in enumerate(targets.tolist()):
+        label = [1 - smoothing if k == target else smoothing / (num_classes - 1) for k in range(num_classes)]
+        torch.testing.assert_close(soft[n], torch.tensor(label), rtol=1e-5, atol=1e-7)
+    for reduction in ("mean", "none"):
+        expected = F.cross_entropy(
+            logits, targets, label_smoothing=smoothing * num_classes / (num_classes - 1), reduction=reduction
+        )
+        torch.testing.assert_close(F.cross_entropy(logits, soft, reduction=reduction), expected)
+    if smoothing:
+        assert soft.max() < soft_targets(targets, num_classes, smoothing).max()
+
+
+def test_a_single_class_has_no_others() -> None:
+    assert torch.equal(soft_targets(torch.zeros(3, dtype=torch.int64), 1, 0.1, over="others"), torch.ones(3, 1))

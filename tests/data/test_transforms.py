@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,17 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from cspnet.data.darknet import DarknetView
 from cspnet.data.decode import crop_resize
-from cspnet.data.transforms import EvalTransform, TrainTransform, build_train_transform, random_resized_box
-from cspnet.recipe.schema import DataRecipe
+from cspnet.data.transforms import (
+    EvalTransform,
+    RandomPadView,
+    RandomResizedView,
+    SizeRamp,
+    build_train_transform,
+    random_resized_box,
+)
+from cspnet.recipe.schema import DarknetRecipe, DataRecipe, Recipe
 from cspnet.runtime.random import generator_at
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -27,9 +38,10 @@ def draw_picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def train_transform(**changes: object) -> TrainTransform:
-    values = {"size_px": 32, "crop": "random_resized", "scale": SCALE, "aspect": ASPECT, "pad_px": 4}
-    return TrainTransform(**{**values, "flip_prob": 0.5, "interpolation": "bilinear", **changes})
+def train_transform(size_px: int = 32, **settings: Any) -> Callable[[Image.Image, np.random.Generator], np.ndarray]:
+    """The transform of a recipe with these settings, at one size."""
+    transform = build_train_transform(Recipe(data=DataRecipe(**settings)))
+    return lambda image, rng: transform(image, rng, size_px)
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
@@ -153,7 +165,7 @@ def test_random_pad_takes_every_window_of_the_padded_picture_alike() -> None:
             windows[window.tobytes()] = (top, left, False)
             windows[window[:, ::-1].tobytes()] = (top, left, True)
     assert len(windows) == 2 * (2 * pad_px + 1) ** 2
-    transform = train_transform(size_px=size_px, crop="random_pad", pad_px=pad_px)
+    transform = train_transform(size_px, train_crop="random_pad", pad_px=pad_px)
     counts = dict.fromkeys(windows.values(), 0)
     draws = 5000
     for i in range(draws):
@@ -166,7 +178,7 @@ def test_random_pad_takes_every_window_of_the_padded_picture_alike() -> None:
 @pytest.mark.parametrize("size", [(32, 32), (60, 41), (1, 5)])
 def test_random_pad_resizes_first(size: tuple[int, int], interpolation: str) -> None:
     image = draw_picture(*size)
-    transform = train_transform(crop="random_pad", pad_px=0, flip_prob=0.0, interpolation=interpolation)
+    transform = train_transform(train_crop="random_pad", pad_px=0, flip_prob=0.0, train_interpolation=interpolation)
     reference = tvf.resize(image, [32, 32], InterpolationMode(interpolation))
     assert np.array_equal(transform(image, np.random.default_rng(0)), np.asarray(reference))
 
@@ -175,7 +187,7 @@ def test_random_pad_resizes_first(size: tuple[int, int], interpolation: str) -> 
 def test_flip_frequency(flip_prob: float, tolerance: float) -> None:
     image = draw_picture(8, 8)
     pixels = np.asarray(image)
-    transform = train_transform(size_px=8, crop="random_pad", pad_px=0, flip_prob=flip_prob)
+    transform = train_transform(8, train_crop="random_pad", pad_px=0, flip_prob=flip_prob)
     draws, flips = 4000, 0
     for i in range(draws):
         out = transform(image, generator_at(6, "augment", i))
@@ -187,7 +199,7 @@ def test_flip_frequency(flip_prob: float, tolerance: float) -> None:
 
 @pytest.mark.parametrize("crop", ["random_resized", "random_pad"])
 def test_train_transform_is_a_function_of_its_generator(crop: str) -> None:
-    image, transform = draw_picture(50, 40), train_transform(crop=crop)
+    image, transform = draw_picture(50, 40), train_transform(train_crop=crop)
     outs = [transform(image, generator_at(0, "augment", 0, i)) for i in (1, 2, 1)]
     assert all(out.shape == (32, 32, 3) and out.dtype == np.uint8 for out in outs)
     assert np.array_equal(outs[0], outs[2])
@@ -198,7 +210,7 @@ def test_train_transform_is_a_function_of_its_generator(crop: str) -> None:
 @pytest.mark.parametrize("crop", ["random_resized", "random_pad"])
 def test_train_transform_takes_pictures_of_any_size(crop: str, size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (10, 200, 90))
-    out = train_transform(crop=crop, pad_px=0)(image, np.random.default_rng(0))
+    out = train_transform(train_crop=crop, pad_px=0)(image, np.random.default_rng(0))
     assert np.array_equal(out, np.full((32, 32, 3), (10, 200, 90), dtype=np.uint8))
 
 
@@ -213,4 +225,20 @@ def test_the_recipe_reaches_the_transform() -> None:
         train_interpolation="bicubic",
         val_interpolation="nearest",
     )
-    assert build_train_transform(cfg) == TrainTransform(48, "random_pad", (0.2, 0.7), (0.5, 1.5), 3, 0.1, "bicubic")
+    transform = build_train_transform(Recipe(data=cfg))
+    assert transform.view == RandomPadView(3, 0.1, "bicubic")
+    assert transform.sizes == SizeRamp(48, 48)
+    cfg = replace(cfg, train_crop="random_resized", start_px=16, ramp_epochs=(2, 5))
+    transform = build_train_transform(Recipe(data=cfg))
+    assert transform.view == RandomResizedView((0.2, 0.7), (0.5, 1.5), 0.1, "bicubic")
+    assert transform.sizes == SizeRamp(16, 48, 2, 5)
+    darknet = DarknetRecipe(min_crop_px=10)
+    transform = build_train_transform(Recipe(data=replace(cfg, train_crop="darknet"), darknet=darknet))
+    assert transform.view == DarknetView(darknet, 0.1)
+
+
+def test_the_size_ramp_is_flat_then_straight_then_flat() -> None:
+    sizes = [SizeRamp(96, 224, 2, 6).size_at(epoch) for epoch in range(10)]
+    assert sizes == [96, 96, 96, 128, 160, 192, 224, 224, 224, 224]
+    assert [SizeRamp(100, 190, 0, 3).size_at(epoch) for epoch in range(4)] == [100, 132, 164, 190]
+    assert [SizeRamp(64, 128, 3, 3).size_at(epoch) for epoch in range(5)] == [64, 64, 64, 128, 128]

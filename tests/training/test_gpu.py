@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cspnet.cli.build import build_model, build_normalizer, build_state
-from cspnet.data.mixing import cutmix, soft_targets
+from cspnet.data.mixing import mix_batch, soft_targets
 from cspnet.recipe.load import recipe_from_values
+from cspnet.recipe.schema import MixRecipe
 from cspnet.runtime.distributed import World
 from cspnet.runtime.random import generator_at
 from cspnet.training.step import train_step
@@ -33,7 +34,7 @@ def test_a_step_learns_and_never_waits_for_the_host(amp_dtype: torch.dtype) -> N
             torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")
             images = prepare(pictures)
             targets = soft_targets(classes.to(device, non_blocking=True), 10, 0.1)
-            images, targets = cutmix(images, targets, generator_at(0, "mix", step), alpha=0.0, prob=1.0)
+            images, targets = mix_batch(images, targets, generator_at(0, "mix", step), MixRecipe())
             totals = train_step(
                 state, model, [(images, targets)], lr=0.05, accumulate=1, amp_dtype=amp_dtype, clip_norm=5.0
             )

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from cspnet.models import create_model
-from cspnet.optim.sgd import build_optimizer, peak_lr
+from cspnet.optim.optimizers import build_optimizer, peak_lr
 from cspnet.recipe.schema import OptimRecipe
 
 MODELS = {

@@ -1,0 +1,163 @@
+"""How Darknet's classifier shows a training picture: one affine sampling pass, a flip, and a change of colours.
+
+Source: AlexeyAB/darknet, src/data.c `load_image_augment_paths`; src/image.c `random_augment_image`,
+`rotate_crop_image`, `bilinear_interpolate`, `random_distort_image`, `distort_image`, `rand_scale`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from cspnet.recipe.schema import DarknetRecipe
+
+__all__ = ["DarknetView", "View", "draw_view", "rand_scale", "render_view"]
+
+
+@dataclass(frozen=True)
+class View:
+    """What is drawn for one picture."""
+
+    aspect: float
+    """Source pixels along x, measured in those along y."""
+    scale: float
+    """Output pixels per source pixel."""
+    angle_rad: float
+    dx: float
+    """Shift of the view, in output pixels."""
+    dy: float
+    flip: bool
+    hue: float
+    """Added to the hue, as a share of the circle."""
+    saturation: float
+    """Factor of the saturation."""
+    exposure: float
+    """Factor of the brightness."""
+
+
+def rand_scale(rng: np.random.Generator, s: float) -> float:
+    """A factor: uniform between s and 1 or, as often, one divided by such a number."""
+    factor = rng.uniform(s, 1.0)
+    return factor if rng.random() < 0.5 else 1 / factor
+
+
+def draw_view(
+    rng: np.random.Generator, width: int, height: int, size_px: int, cfg: DarknetRecipe, flip_prob: float
+) -> View:
+    """Draw how a width x height picture is shown on size_px x size_px.
+
+    The shorter side is scaled to a whole number of pixels from min_crop_px to max_crop_px. Where that is more than
+    size_px, the view is shifted at random inside the picture; where it is less, the picture stands in the middle.
+    """
+    aspect = rand_scale(rng, cfg.aspect)
+    crop_px = int(rng.integers(cfg.min_crop_px, cfg.max_crop_px, endpoint=True))
+    # The shorter side of the picture as the aspect changes it, in whole pixels; the view's own step along x is
+    # multiplied by the aspect too, so that the two do not cancel. That is what the program does.
+    scale = crop_px / max(1, min(height, int(width * aspect)))
+    angle_rad = math.radians(cfg.angle_deg) * rng.uniform(-1, 1)
+    room_x = max(0.0, (width * scale / aspect - size_px) / 2)
+    room_y = max(0.0, (height * scale - size_px) / 2)
+    return View(
+        aspect=aspect,
+        scale=scale,
+        angle_rad=angle_rad,
+        dx=room_x * rng.uniform(-1, 1),
+        dy=room_y * rng.uniform(-1, 1),
+        flip=bool(rng.random() < flip_prob),
+        hue=cfg.hue * rng.uniform(-1, 1),
+        saturation=rand_scale(rng, cfg.saturation),
+        exposure=rand_scale(rng, cfg.exposure),
+    )
+
+
+def render_view(pixels: np.ndarray, view: View, size_px: int) -> np.ndarray:
+    """A picture as the view shows it.
+
+    Bilinear between the four neighbours, without antialiasing; what lies outside the picture is black, also as a
+    neighbour. Everything is computed in float32 and rounded once, at the end.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+    Returns:
+        (size_px, size_px, 3) uint8.
+    """
+    image = _distort(_sample(pixels, view, size_px), view)
+    result = image.clamp_(0, 255).add_(0.5).to(torch.uint8).permute(1, 2, 0).numpy()
+    return result[:, ::-1] if view.flip else result
+
+
+def _source_map(view: View, width: int, height: int, size_px: int) -> np.ndarray:
+    """(2, 3): source (x, y) = the matrix times output (x, y, 1), in pixels."""
+    cos, sin = math.cos(view.angle_rad), math.sin(view.angle_rad)
+    step_x, step_y = view.aspect / view.scale, 1 / view.scale
+    turn = np.array([[cos * step_x, -sin * step_y], [sin * step_x, cos * step_y]])
+    shift = turn @ (np.array([view.dx, view.dy]) - size_px / 2) + np.array([width / 2, height / 2])
+    return np.column_stack([turn, shift])
+
+
+def _sample(pixels: np.ndarray, view: View, size_px: int) -> Tensor:
+    """(3, size_px, size_px) float32, on the scale of the bytes."""
+    height, width = pixels.shape[:2]
+    matrix = _source_map(view, width, height, size_px)
+    # Only the part of the picture that is seen becomes float.
+    corners = matrix @ np.array([[0, size_px, 0, size_px], [0, 0, size_px, size_px], [1, 1, 1, 1]])
+    left, top = (int(max(0, value)) for value in np.floor(corners.min(axis=1)))
+    right, bottom = (
+        int(min(side, value)) for side, value in zip((width, height), np.ceil(corners.max(axis=1)) + 1, strict=True)
+    )
+    if left >= right or top >= bottom:
+        return torch.zeros(3, size_px, size_px)
+    seen = torch.from_numpy(np.array(pixels[top:bottom, left:right])).permute(2, 0, 1)
+    seen = seen.to(torch.float32, memory_format=torch.contiguous_format)[None]
+    matrix[:, 2] -= (left, top)
+    grid = F.affine_grid(_to_torch_map(matrix, size_px, right - left, bottom - top), [1, 3, size_px, size_px], False)
+    return F.grid_sample(seen, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+
+
+def _to_torch_map(matrix: np.ndarray, size_px: int, width: int, height: int) -> Tensor:
+    """The same map between torch's coordinates, in which pixel i of n has its centre at (2 i + 1) / n - 1."""
+    turn, shift = matrix[:, :2], matrix[:, 2]
+    sides = np.array([width, height])
+    turn_unit = turn * size_px / sides[:, None]
+    shift_unit = (2 * (shift + turn.sum(axis=1) * (size_px - 1) / 2) + 1) / sides - 1
+    return torch.from_numpy(np.column_stack([turn_unit, shift_unit])).float()[None]
+
+
+def _distort(image: Tensor, view: View) -> Tensor:
+    """(3, H, W) with hue, saturation and brightness changed; not clipped.
+
+    A channel of a colour with the hue h (in sixths of the circle) is v - (v - min) * clip(min(k, 4 - k), 0, 1) with
+    k = (h + 5, 3 or 1) modulo 6: the usual six cases in one formula.
+    """
+    red, green, blue = image
+    value = image.amax(0)
+    spread = value - image.amin(0)
+    is_red, is_green = red == value, green == value
+    hue = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    hue.div_(spread.clamp(min=1e-6))
+    hue += torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)) + (6 * view.hue)
+    spread.mul_(view.exposure * view.saturation)
+    value.mul_(view.exposure)
+    for channel, offset in zip(image, (5.0, 3.0, 1.0), strict=True):
+        k = torch.remainder(hue + offset, 6.0)
+        torch.addcmul(value, torch.minimum(k, 4 - k).clamp_(0, 1), spread, value=-1, out=channel)
+    return image
+
+
+@dataclass(frozen=True)
+class DarknetView:
+    """Darknet's way to show a training picture."""
+
+    cfg: DarknetRecipe
+    flip_prob: float
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator, size_px: int) -> np.ndarray:
+        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
+        view = draw_view(rng, image.width, image.height, size_px, self.cfg, self.flip_prob)
+        return render_view(np.asarray(image), view, size_px)
