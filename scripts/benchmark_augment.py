@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast training pictures are made, in this process, and what mixing costs beside a training step.
 
-    python3 scripts/benchmark_augment.py DIR                      # pictures per second and core, on the pictures below DIR
+    python3 scripts/benchmark_augment.py DIR                          # pictures per second and core
     python3 scripts/benchmark_augment.py DIR --size 256 --repeats 9
     python3 scripts/benchmark_augment.py DIR --step-model cspresnet50   # mixing as a share of a training step too
 

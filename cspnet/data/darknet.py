@@ -138,8 +138,8 @@ def _distort(image: Tensor, view: View) -> Tensor:
     """(3, H, W) with hue, saturation and brightness changed, in place; not clipped.
 
     The usual six cases of the hue in arithmetic, which is several times faster than choosing between them: two
-    exchanges sort the colours, and each moves the hue's zero; then a channel is value - spread * clip(2 - d, 0, 1), where
-    d is the distance on the circle, in sixths of it, between the hue and the one opposite the channel's own.
+    exchanges sort the colours, and each moves the hue's zero; then a channel is value - spread * clip(2 - d, 0, 1),
+    where d is the distance on the circle, in sixths of it, between the hue and the one opposite the channel's own.
     """
     red, green, blue = image
     high, low = torch.maximum(green, blue), torch.minimum(green, blue)

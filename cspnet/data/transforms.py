@@ -155,11 +155,7 @@ class EvalTransform:
 
 
 def build_train_transform(recipe: Recipe) -> TrainTransform:
-    """The training transform of a recipe.
-
-    Raises:
-        RecipeError: a policy that nobody knows.
-    """
+    """The training transform of a recipe."""
     cfg = recipe.data
     views: dict[str, Callable[[Image.Image, np.random.Generator, int], np.ndarray]] = {
         "random_resized": RandomResizedView(cfg.train_scale, cfg.train_aspect, cfg.flip_prob, cfg.train_interpolation),

@@ -72,8 +72,8 @@ def set_drop_path(stages: nn.Module, rate: float) -> None:
     from torchvision.ops import StochasticDepth  # here, because torchvision takes a second to import
 
     shortcuts = [module for module in stages.modules() if isinstance(module, Shortcut)]
-    for shortcut, prob in zip(shortcuts, torch.linspace(0, rate, len(shortcuts)).tolist(), strict=True):
-        shortcut.drop_path = StochasticDepth(prob, "row")
+    for i, shortcut in enumerate(shortcuts):
+        shortcut.drop_path = StochasticDepth(rate * i / max(1, len(shortcuts) - 1), "row")
 
 
 class TwoWayPool(nn.Module):

@@ -6,6 +6,7 @@ ten every 30 epochs, 224 px). Source: DeepSpark's cspdarknet53 (train.py default
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -38,6 +39,7 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value  # YAML has lists, frozen values have tuples
 
 
+_RANDAUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?))*")  # timm passes over what it does not know
 _Number = TypeVar("_Number", int, float)
 
 
@@ -190,7 +192,7 @@ class MixRecipe:
     darknet: Literal["none", "mixup", "cutmix", "mosaic", "cutmix_mosaic"] = "none"
     """Darknet's mixing, of half of the groups of four pictures; cutmix_mosaic: either of them, picture by picture."""
     blur_px: Count = 0
-    """Darknet's blur of a quarter of the pictures: an odd size of the Gaussian kernel; 1 means 15; 0 turns it off."""
+    """Darknet's blur of a quarter of the pictures: the kernel's size, odd, from 9 on; 1 means 15; 0 turns it off."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -411,8 +413,8 @@ def _check_pictures(recipe: Recipe) -> tuple[str, str] | None:
     if data.start_px is None and data.ramp_epochs != (0, 0):
         return "data.ramp_epochs", "needs data.start_px, the size at the start"
     policy = augment.policy
-    if policy is not None and policy not in ("3a", "trivial") and policy.split("-")[0] != "rand":
-        return "augment.policy", f"{policy!r}: expected rand-..., 3a or trivial"
+    if policy not in (None, "3a", "trivial") and not _RANDAUGMENT.fullmatch(str(policy)):
+        return "augment.policy", f"{policy!r}: expected such as rand-m9-n2-mstd0.5-inc1, or 3a, or trivial"
     return None
 
 
@@ -420,8 +422,12 @@ def _check_mix(recipe: Recipe) -> tuple[str, str] | None:
     cfg = recipe.mix
     if cfg.darknet != "none" and (cfg.cutmix_alpha or cfg.mixup_alpha):
         return "mix.darknet", f"{cfg.darknet} comes instead of CutMix and Mixup; set the alphas of these to 0"
-    if cfg.blur_px % 2 == 0 and cfg.blur_px:
-        return "mix.blur_px", f"{cfg.blur_px}: expected an odd number"
+    # Smaller kernels are not what the formula gives in OpenCV, which Darknet blurs with, but fixed tables.
+    if cfg.blur_px > 1 and (cfg.blur_px < 9 or cfg.blur_px % 2 == 0):
+        return "mix.blur_px", f"{cfg.blur_px}: expected 0, 1 (which means 15), or an odd number from 9 on"
+    smallest_px = recipe.data.start_px or recipe.data.train_px
+    if (15 if cfg.blur_px == 1 else cfg.blur_px) // 2 >= smallest_px:
+        return "mix.blur_px", f"{cfg.blur_px} is too large for pictures of {smallest_px} px"
     if recipe.loss.bce_threshold is not None and recipe.loss.name != "bce":
         return "loss.bce_threshold", "is for loss.name bce"
     return None

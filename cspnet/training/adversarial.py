@@ -48,7 +48,10 @@ def perturb(
         inputs = images.detach().requires_grad_()
         with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32):
             logits = model(inputs)
-        (gradient,) = torch.autograd.grad(logits.float().logsumexp(1).sum(), inputs)
+        # In float16 small gradients would vanish on their way back.
+        factor = 1024.0 if amp_dtype is torch.float16 else 1.0
+        (gradient,) = torch.autograd.grad(factor * logits.float().logsumexp(1).sum(), inputs)
+        gradient = gradient / factor
     # d/dx = d/dimages / std, as images = (x - mean) / std
     pixels = (images.detach() * std + mean - step_size * gradient / std).clamp_(0, 1)
     return (pixels - mean) / std

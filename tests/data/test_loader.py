@@ -230,3 +230,14 @@ def test_reading_draws_nothing_from_the_generators_of_the_process(picture_tree: 
 def test_workers_by_default(monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     assert default_workers(processes) == workers
+
+
+def test_the_size_of_a_batch_follows_its_epoch(picture_tree: Path) -> None:
+    index = open_pictures(picture_tree / "train")
+    transform = build_train_transform(Recipe(data=DataRecipe(train_px=80, start_px=16, ramp_epochs=(1, 3))))
+    pictures = TrainPictures(index, transform, SEED, "apply")
+    loader = TrainLoader(pictures, BatchPlan(len(index), 24, 1, 1, SEED), 0, 0, 2, False)
+    sides = [tuple(batch.images.shape[1:3]) for batch in take(loader.start_at(0, 0), 10)]
+    assert sides == [(side, side) for side in (16, 16, 48, 80, 80) for _ in range(2)]
+    (later,) = take(loader.start_at(2, 24), 1)
+    assert tuple(later.images.shape[1:3]) == (48, 48)

@@ -119,3 +119,29 @@ def test_validation_covers_every_sample_exactly_once(world_size: int, batch_size
 
 def test_a_process_may_have_nothing_to_validate() -> None:
     assert [len(list(eval_addresses(1, 4, rank, 3))) for rank in range(3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), WAYS)
+@pytest.mark.parametrize("repeats", [2, 4, 8])
+def test_repeated_augmentation_takes_each_picture_of_a_step_so_often(
+    world_size: int, accumulate: int, repeats: int
+) -> None:
+    """Slice by slice the same for every split; a slow count over an epoch of 67 pictures in steps of 16."""
+    plan = BatchPlan(67, 4, accumulate, world_size, seed=5, repeats=repeats)
+    reference = BatchPlan(67, 16, 1, 1, seed=5, repeats=repeats)
+    order = epoch_order(5, 0, 67).tolist()
+    taken = {rank: take(plan, rank, 4 * accumulate) for rank in range(world_size)}
+    for step, whole in enumerate(take(reference, 0, 4)):
+        slices = [taken[rank][step * accumulate + micro] for micro in range(accumulate) for rank in range(world_size)]
+        samples = np.concatenate([address.samples for address in slices]).tolist()
+        assert samples == whole.samples.tolist()
+        assert np.concatenate([a.positions for a in slices]).tolist() == list(range(16 * step, 16 * step + 16))
+        different = order[16 * step // repeats : 16 * (step + 1) // repeats]
+        assert {sample: samples.count(sample) for sample in different} == dict.fromkeys(different, repeats)
+        if repeats < 16:  # no picture stands beside its copy, which mixing would pair it with
+            assert all(samples[i] != samples[i - 1] for i in range(16))
+
+
+def test_repeats_have_to_divide_a_step() -> None:
+    with pytest.raises(DataError, match=r"augment\.repeats: a step takes 8 pictures, which is not a multiple of 3"):
+        BatchPlan(100, 4, 1, 2, seed=0, repeats=3)

@@ -1,6 +1,8 @@
-"""SGD's parameter groups, and its update against one written out in float64."""
+"""Parameter groups, and each optimizer's update against one written out in float64."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,3 +103,72 @@ def test_peak_lr_scales_with_the_global_batch(
     lr: float, base_size: int | None, global_batch_size: int, expected: float
 ) -> None:
     assert peak_lr(OptimRecipe(lr=lr, lr_base_size=base_size), global_batch_size) == pytest.approx(expected)
+
+
+class SlowRmspropTf:
+    """RMSprop as TensorFlow has it: averages start at 1, epsilon under the root, lr inside the momentum."""
+
+    def __init__(self, cfg: OptimRecipe) -> None:
+        self.cfg, self.eps = cfg, 1e-3 if cfg.eps is None else cfg.eps
+        self.square: dict[str, np.ndarray] = {}
+        self.velocity: dict[str, np.ndarray] = {}
+
+    def step(self, weights: dict[str, np.ndarray], grads: dict[str, np.ndarray], lr: float) -> None:
+        for name, grad in grads.items():
+            grad = grad + self.cfg.weight_decay * weights[name]
+            square = self.square.get(name, np.ones_like(grad))
+            self.square[name] = self.cfg.alpha * square + (1 - self.cfg.alpha) * grad**2
+            step = lr * grad / np.sqrt(self.square[name] + self.eps)
+            self.velocity[name] = self.cfg.momentum * self.velocity.get(name, np.zeros_like(grad)) + step
+            weights[name] = weights[name] - self.velocity[name]
+
+
+class SlowAdam:
+    """AdamW, and LAMB: gradients of norm at most 1, and a layer's step as long as its weights."""
+
+    def __init__(self, cfg: OptimRecipe) -> None:
+        self.cfg, self.count = cfg, 0
+        self.eps = cfg.eps if cfg.eps is not None else 1e-6 if cfg.name == "lamb" else 1e-8
+        self.mean: dict[str, np.ndarray] = {}
+        self.square: dict[str, np.ndarray] = {}
+
+    def step(self, weights: dict[str, np.ndarray], grads: dict[str, np.ndarray], lr: float) -> None:
+        is_lamb, (beta1, beta2), decay = self.cfg.name == "lamb", self.cfg.betas, self.cfg.weight_decay
+        self.count += 1
+        norm = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
+        for name, grad in grads.items():
+            grad = grad / max(1.0, norm) if is_lamb else grad
+            self.mean[name] = beta1 * self.mean.get(name, np.zeros_like(grad)) + (1 - beta1) * grad
+            self.square[name] = beta2 * self.square.get(name, np.zeros_like(grad)) + (1 - beta2) * grad**2
+            mean, square = self.mean[name] / (1 - beta1**self.count), self.square[name] / (1 - beta2**self.count)
+            step = mean / (np.sqrt(square) + self.eps) + decay * weights[name]
+            length, step_length = np.linalg.norm(weights[name]), np.linalg.norm(step)
+            if is_lamb and decay and length and step_length:
+                step = step * length / step_length
+            weights[name] = weights[name] - lr * step
+
+
+OTHERS = {"rmsprop_tf": SlowRmspropTf, "adamw": SlowAdam, "lamb": SlowAdam}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "settings", [{}, {"weight_decay": 0.0}, {"eps": 0.1, "momentum": 0.5, "alpha": 0.7, "betas": (0.8, 0.95)}]
+)
+def test_updates_are_those_of_the_other_optimizers(name: str, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5))
+    cfg = OptimRecipe(**{"name": name, "weight_decay": 0.02, **settings})
+    optimizer, slow = build_optimizer(model, cfg), OTHERS[name](cfg)
+    rng = np.random.default_rng(0)
+    expected = {key: p.detach().double().numpy().copy() for key, p in model.named_parameters()}
+    for lr in (0.05, 0.05, 0.01, 0.01, 0.002):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        grads = {key: rng.normal(size=p.shape).astype(np.float32) for key, p in model.named_parameters()}
+        for key, p in model.named_parameters():
+            p.grad = torch.from_numpy(grads[key].copy())
+        slow.step(expected, {key: grad.astype(np.float64) for key, grad in grads.items()}, lr)
+        optimizer.step()
+        for key, p in model.named_parameters():
+            np.testing.assert_allclose(p.detach().numpy(), expected[key], rtol=1e-4, atol=1e-5)

@@ -42,6 +42,8 @@ def torch_decay(name: str, steps: int) -> Any:
     return {
         "constant": lambda o: lr_scheduler.ConstantLR(o, factor=1.0),
         "step": lambda o: lr_scheduler.StepLR(o, step_size=25, gamma=0.3),
+        "multistep": lambda o: lr_scheduler.MultiStepLR(o, milestones=[15, 40], gamma=0.3),
+        "exponential": lambda o: lr_scheduler.ExponentialLR(o, gamma=0.3 ** (1 / 25)),
         "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=steps, eta_min=0.01),
         "poly": lambda o: lr_scheduler.PolynomialLR(o, total_iters=steps, power=2.5),
     }[name]
@@ -50,6 +52,8 @@ def torch_decay(name: str, steps: int) -> Any:
 DECAYS: dict[str, dict[str, Any]] = {
     "constant": {},
     "step": {"step_epochs": 2.5, "gamma": 0.3},
+    "multistep": {"milestones_epochs": (1.5, 4.0), "gamma": 0.3},
+    "exponential": {"step_epochs": 2.5, "gamma": 0.3},
     "cosine": {"min_lr": 0.01},
     "poly": {"power": 2.5},
 }

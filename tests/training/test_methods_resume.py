@@ -26,7 +26,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "darknet's cutmix": ("--mix.darknet", "cutmix"),
     "darknet's mosaic": ("--mix.darknet", "mosaic"),
     "darknet's cutmix and mosaic": ("--mix.darknet", "cutmix_mosaic"),
-    "darknet's blur": ("--mix.blur_px", "3"),
+    "darknet's blur": ("--mix.blur_px", "9"),
     "darknet's smoothing": ("--smoothing", "0.1", "--loss.smoothing_over", "others"),
     "darknet's schedule": ("--sched", "darknet_poly", "--warmup-steps", "3"),
     "self-adversarial": ("--adversarial.lr", "5", "--warmup-steps", "1"),

@@ -316,7 +316,9 @@ def test_a_said_number_of_classes_is_the_only_one_taken(tmp_path: Path) -> None:
     model = create_tiny()
     write(create_tiny(), tmp_path / "five.weights")
     for number in (4, 6, 1000, 0, -1):
-        with pytest.raises(CheckpointError, match=rf"too (many|few) for this network with {number} classes; .* with 5: "):
+        with pytest.raises(
+            CheckpointError, match=rf"too (many|few) for this network with {number} classes; .* with 5: "
+        ):
             load_weights(model, tmp_path / "five.weights", num_classes=number)
     torch.save(model.state_dict(), tmp_path / "named.pt")
     with pytest.raises(CheckpointError, match=r"named\.pt: says its number of classes itself"):
