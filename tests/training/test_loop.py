@@ -12,6 +12,7 @@ import torch
 
 from cspnet.cli.train import main
 from cspnet.optim.losses import soft_cross_entropy
+from cspnet.training.step import train_step
 
 FLAGS = ["--model", "cspdarknet_tiny", "--img-size", "32", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
 FLAGS += ["--log.tensorboard", "false", "--print-freq", "1"]
@@ -88,3 +89,35 @@ def test_soft_cross_entropy_is_the_sum_over_classes() -> None:
         log_sum = torch.tensor(row, dtype=torch.float64).exp().sum().log().item()
         expected += sum(p * (log_sum - z) for p, z in zip(target, row, strict=True)) / 5
     assert soft_cross_entropy(logits.float(), targets).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_half_of_the_micro_batches_behind_the_warm_up_are_attacked_and_ever_harder(
+    picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step of the change is adversarial.lr * iteration / all iterations, and the raw model is what is asked."""
+    attacks: list[tuple[int, float]] = []
+    seen: list[int] = []
+    step_of_run = 0
+
+    def count_steps(*args: Any, **kwargs: Any) -> Any:
+        nonlocal step_of_run
+        seen.append(step_of_run)
+        step_of_run += 1
+        return train_step(*args, **kwargs)
+
+    def record(model: torch.nn.Module, images: torch.Tensor, *, step_size: float, **others: Any) -> torch.Tensor:
+        assert model.training and not isinstance(model, torch.nn.parallel.DistributedDataParallel)
+        assert set(others) == {"mean", "std", "amp_dtype"}
+        attacks.append((seen[-1], step_size))
+        return images
+
+    monkeypatch.setattr("cspnet.training.loop.train_step", count_steps)
+    monkeypatch.setattr("cspnet.training.loop.perturb", record)
+    flags = ("--batch-size", "2", "--steps", "120", "--adversarial.lr", "3", "--warmup-steps", "20", "--lr", "0.001")
+    assert run(picture_tree, tmp_path / "run", *flags, "--val-split", "null") == 0
+    assert len(seen) == 120
+    # Iteration i is step i - 1; the first behind the warm-up has the number 21.
+    assert all(step >= 20 for step, _ in attacks)
+    assert abs(len(attacks) - 50) <= 5 * (100 * 0.25) ** 0.5
+    for step, size in attacks:
+        assert size == pytest.approx(3 * (step + 1) / 120)
