@@ -7,4 +7,6 @@ environment requirements-dev.txt
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy
-"$PYTHON" -m pytest "$@"
+# A test file a process: the tests are many small ones, and one core each is what they need.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+"$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"

@@ -1,4 +1,4 @@
-"""The recipes in recipes/."""
+"""The recipes in recipes/: each loads, builds its network, and trains."""
 
 from __future__ import annotations
 
@@ -8,24 +8,92 @@ import pytest
 import torch
 
 import cspnet
+from cspnet.cli import build
+from cspnet.data.policies import Eraser
+from cspnet.optim.losses import build_loss
+from cspnet.optim.optimizers import peak_lr
+from cspnet.optim.schedule import build_schedule
 from cspnet.recipe.load import load_recipe
 from cspnet.recipe.schema import Recipe
+from cspnet.reporting.console import Console
+from cspnet.reporting.run_report import BadImageLog, RunReport
+from cspnet.runtime.distributed import World
+from cspnet.training.loop import Run, fit
 from tests.conftest import ROOT
 
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "base")
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT / "recipes").as_posix()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_its_model_is_built(path: Path) -> None:
     cfg = load_recipe(path).recipe.model
     with torch.device("meta"):
-        cspnet.create_model(cfg.name, 7, **cfg.options)
+        cspnet.create_model(cfg.name, 1000, **cfg.options)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_its_header_says_source_claim_cost_and_command(path: Path) -> None:
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_it_trains_two_steps(path: Path, picture_tree: Path) -> None:
+    """As it is, but for the size of pictures and batches: methods, optimizer, loss, and a schedule of two steps."""
+    recipe = load_recipe(path).recipe
+    overrides = {"data.root": str(picture_tree), "data.train": "train", "data.val": None, "data.format": "folder"}
+    overrides |= {"data.train_px": 64, "data.val_px": 64, "data.workers": 0, "train.precision": "fp32"}
+    overrides |= {"train.batch_size": 2 * recipe.augment.repeats, "train.accumulate": min(2, recipe.train.accumulate)}
+    overrides |= {"train.steps": 2, "schedule.warmup_steps": 0, "schedule.warmup_epochs": 0.0}
+    if recipe.data.start_px is not None:
+        overrides |= {"data.start_px": 64}
+    if recipe.schedule.min_lr:
+        overrides |= {"schedule.min_lr": 0.0}
+    recipe = load_recipe(path, overrides).recipe
+    world, console = World(), Console(1)  # a console that is silent, as on every process but the first
+    splits = build.open_splits(recipe, world)
+    model = build.build_model(recipe, splits.num_classes, CPU)
+    state = build.build_state(recipe, model, world, CPU, torch.float32)
+    loader = build.build_train_loader(recipe, splits, world, CPU)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fit(
+        Run(
+            state=state,
+            network=model,
+            recipe=recipe,
+            num_classes=splits.num_classes,
+            loader=loader,
+            prepare=build.build_normalizer(recipe, CPU),
+            erase=Eraser(recipe.augment, CPU),
+            loss_fn=build_loss(recipe.loss),
+            lr_at=build_schedule(
+                recipe.schedule,
+                peak_lr=peak_lr(recipe.optim, loader.plan.global_batch_size),
+                total_steps=4,
+                steps_per_epoch=loader.plan.steps_per_epoch,
+            ),
+            total_steps=2,
+            validate=None,
+            world=world,
+            device=CPU,
+            amp_dtype=torch.float32,
+            report=RunReport(console, None, step=-1, epochs=0, recipe="", tensorboard=False),
+            bad_images=BadImageLog(None, console),
+            checkpoints=None,
+            checkpoint_header={},
+        )
+    )
+    assert state.progress.step == 2
+    after = model.state_dict()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    for key, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            assert not torch.equal(after[key], before[key]), key
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_its_header_says_source_claim_and_cost(path: Path) -> None:
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    for word in ("Source:", "Claim:", "Cost:", "Command:"):
+    for word in ("Source:", "Claim:", "Cost:"):
         assert any(line.startswith(f"# {word}") for line in comments), word
 
 
