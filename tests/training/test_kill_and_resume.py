@@ -24,9 +24,19 @@ pytestmark = [
 EPOCHS, STEPS_PER_EPOCH = 4, 6
 # Everything that draws at random or remembers is on; a global batch is 8 pictures for one process and for two.
 FLAGS = (
-    *("--model", "cspdarknet_tiny", "--model-kwargs", "{drop_rate: 0.2}", "--img-size", "32", "--device", "cpu"),
+    *(
+        "--model",
+        "cspdarknet_tiny",
+        "--model-kwargs",
+        "{drop_rate: 0.2, drop_path_rate: 0.3}",
+        "--img-size",
+        "32",
+        "--device",
+        "cpu",
+    ),
     *("--precision", "fp32", "--epochs", str(EPOCHS), "--accumulate", "2", "--lr", "0.05", "--nesterov"),
     *("--cutmix", "1.0", "--cutmix-prob", "0.7", "--smoothing", "0.1", "--clip-grad", "5", "--ema.decay", "0.9"),
+    *("--mixup", "0.4", "--reprob", "0.3", "--aa", "trivial", "--adversarial.lr", "2"),
     *("--sched", "cosine", "--warmup-steps", "3", "--print-freq", "1", "--checkpoint.every_steps", "2"),
     *("--log.tensorboard", "false"),
 )
