@@ -5,8 +5,9 @@
     python3 scripts/repeat_runs.py A.yaml B.yaml --seeds 5 --data-path DIR --output-dir runs/seeds -- --epochs 5
 
 One run after the other, in DIR/<recipe>-seed<n>; the seeds take turns, so that stopping early leaves fair counts. What
-stands behind `--` goes to every run of train.py. Started again, the same command goes on where it stopped: finished runs
-are kept, the one that was cut short is resumed. The table is printed at the end and written to results.md and results.csv.
+stands behind `--` goes to every run of train.py. Started again, the same command goes on where it stopped: finished
+runs are kept, the one that was cut short is resumed. The table is printed at the end and written to results.md and
+results.csv.
 """
 
 from __future__ import annotations

@@ -92,6 +92,8 @@ class StageSpec:
     blocks: tuple[BlockSpec, ...]
     down: ConvSpec | None = None
     """The convolution in front of the split."""
+    down_pool: bool = False
+    """Whether a 2x2 max pool with stride 2 stands behind that convolution."""
     split: Split = "none"
     """`conv`: a 1x1 convolution makes both parts. `slice`: the input's channels are divided. `share`: both parts are
     the whole input, and the crossing one goes through a convolution. `none`: no crossing part, a plain stage."""
@@ -127,7 +129,8 @@ class StageSpec:
     @property
     def stride(self) -> int:
         """Input pixels per output pixel, along one side."""
-        stride = (self.down.stride if self.down else 1) * (1 if self.pool == "none" else 2)
+        stride = (self.down.stride if self.down else 1) * (2 if self.down_pool else 1)
+        stride *= 1 if self.pool == "none" else 2
         for block in self.blocks:
             stride *= block.stride
         return stride

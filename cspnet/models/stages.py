@@ -47,7 +47,7 @@ def _checkpoint_contexts(block: nn.Module) -> tuple[AbstractContextManager[None]
 class CrossStage(nn.Module):
     """Split the stage's input, send one part through the blocks, join, and mix; see `StageSpec` for the variants.
 
-        x = conv_down(x)                                     # 3x3
+        x = down_pool(conv_down(x))                          # 3x3
         cross, block = split(conv_exp(x))                    # 1x1
         block = conv_transition_b(blocks(block))             # 1x1
         y = conv_transition(concatenate([cross, block]))     # 1x1
@@ -64,6 +64,7 @@ class CrossStage(nn.Module):
         if stage.down is not None:
             self.conv_down = ConvNormAct(in_chs, stage.down, spec)
             in_chs = stage.down.out_chs
+        self.down_pool = nn.MaxPool2d(2, 2, ceil_mode=True) if stage.down_pool else nn.Identity()
         self.conv_exp: nn.Module = nn.Identity()
         if stage.split == "conv":
             split = ConvSpec(stage.cross_chs + stage.block_chs, 1, act=stage.split_act)
@@ -102,7 +103,7 @@ class CrossStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chs, H, W) -> (N, out_chs, H / stride, W / stride)."""
-        cross, block = self._split(self.conv_down(x))
+        cross, block = self._split(self.down_pool(self.conv_down(x)))
         y = self.conv_transition_b(self._run_blocks(block))
         if cross is not None:
             y = torch.cat([y, cross] if self.stage.block_first else [cross, y], dim=1)

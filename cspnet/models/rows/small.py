@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from cspnet.models.rows.entry import ZooEntry, csp, stem
-from cspnet.models.spec import NetworkSpec
+from cspnet.models.spec import BlockSpec, ConvSpec, NetworkSpec, StageSpec
 
 __all__ = ["ROWS"]
 
-# The first stage works at full size and the last at a quarter of it: pictures of 32 px have no pixels to give away.
+
+def _pooled(depth: int, down: int, cross: int, block: int, out: int) -> StageSpec:
+    """A cross stage of basic blocks behind a convolution at the full size and a max pool."""
+    return StageSpec(
+        blocks=(BlockSpec("basic", block, block),) * depth,
+        down=ConvSpec(down, 3),
+        down_pool=True,
+        split="conv",
+        cross_chs=cross,
+        block_chs=block,
+        fusion="csp",
+        transition_chs=out,
+    )
+
+
+# Pictures of 32 px have no pixels to give away: each size is convolved before it is halved.
 _CIFAR = NetworkSpec(
     stem(32),
     (
-        csp(1, 1, 32, 16, 32, 32, 48, kind="basic"),
-        csp(2, 2, 96, 32, 64, 64, 96, kind="basic"),
-        csp(2, 2, 160, 48, 112, 112, 160, kind="basic"),
+        _pooled(1, 64, 16, 64, 80),
+        _pooled(1, 192, 48, 160, 208),
+        _pooled(1, 256, 64, 192, 256),
     ),
     activation="silu",
     zero_init_last=False,
@@ -31,6 +46,6 @@ _TINY = NetworkSpec(
 _OURS = "ours; no published figure"
 
 ROWS = {
-    "cspresnet_cifar": ZooEntry(_CIFAR, _OURS, 1_053_928, "ours", 32),
+    "cspresnet_cifar": ZooEntry(_CIFAR, _OURS, 2_389_960, "ours", 32),
     "cspdarknet_tiny": ZooEntry(_TINY, _OURS, 371_608, "ours", 64),
 }
