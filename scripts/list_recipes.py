@@ -15,14 +15,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cspnet.cli.flags import FlagParser, run_door
 from cspnet.errors import EXIT_DONE, UserError
 from cspnet.recipe.load import load_recipe
 from cspnet.runtime.files import write_atomically
 
+ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "RECIPES.md"
 TEMPLATE = ROOT / "docs" / "RECIPES.template.md"
 
@@ -83,7 +83,9 @@ def parse_header(text: str, where: str) -> Header:
         elif (match := _MORE.fullmatch(line)) and name:
             fields[name] += "\n" + match[1].rstrip()
         else:
-            raise UserError(f"{where}: line {number}: expected `# Name: text`, or an indented line that goes on with it")
+            raise UserError(
+                f"{where}: line {number}: expected `# Name: text`, or an indented line that goes on with it"
+            )
     needed = ALWAYS + (SMALL if "Command" in fields else IMAGENET)
     for name in needed:
         if name not in fields:
@@ -138,7 +140,12 @@ def render_folder(entries: list[Entry]) -> str:
     for entry in entries:
         fields = entry.header.fields
         commands = {name: split_command(fields[name]) for name in COMMANDS if name in fields}
-        lines += ["", f"**{entry.path}**: {entry.header.title}. Source: {' '.join(fields['Source'].split())}", "", "```"]
+        lines += [
+            "",
+            f"**`{entry.path}`**: {entry.header.title}. Source: {' '.join(fields['Source'].split())}",
+            "",
+            "```",
+        ]
         lines += [command for command, _ in commands.values()]
         lines += ["```"]
         remarks = [f"{name}: {remark}" for name, (_, remark) in commands.items() if remark]

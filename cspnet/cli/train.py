@@ -15,9 +15,9 @@ __all__ = ["create_parser", "main"]
 _DESCRIPTION = """Train a Cross Stage Partial Network, or another one, on folders of pictures.
 
   python3 train.py --batch-size 64 --epochs 120 --data-path DIR
-  python3 train.py --recipe recipes/cspresnet50.yaml --data-path DIR --output-dir runs/mine
-  python3 train.py --recipe recipes/cspresnet50.yaml --data-path DIR --output-dir runs/mine --resume auto
-  torchrun --nproc_per_node=8 train.py --recipe recipes/cspresnet50.yaml --data-path DIR
+  python3 train.py --recipe recipes/darknet/csresnet50.yaml --data-path DIR --output-dir runs/mine
+  python3 train.py --recipe recipes/darknet/csresnet50.yaml --data-path DIR --output-dir runs/mine --resume auto
+  torchrun --nproc_per_node=8 train.py --recipe recipes/darknet/csresnet50.yaml --data-path DIR
 
 DIR holds train/<class>/<picture> and val/<class>/<picture>. Every setting of a recipe is a flag, by its dotted name
 (--optim.lr 0.1) and by the names that timm's and torchvision's scripts use (--lr 0.1)."""

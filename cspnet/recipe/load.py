@@ -250,6 +250,16 @@ def recipe_from_values(values: Mapping[str, Any], where: str, sources: Mapping[s
     return recipe
 
 
+def _with_options_below(layer: Mapping[str, Any], below: Any) -> Mapping[str, Any]:
+    """The layer with the network's options of the layers below added to its own; its null takes one of those away."""
+    own = layer.get("model.options")
+    if not isinstance(own, dict) or not isinstance(below, dict):
+        return layer
+    kept = {key: value for key, value in below.items() if key not in own}
+    own = {key: value for key, value in own.items() if value is not None or key not in below}
+    return {**layer, "model.options": {**kept, **own}}
+
+
 def load_recipe(
     path: Path | None,
     overrides: Mapping[str, Any] = {},
@@ -275,7 +285,7 @@ def load_recipe(
             if chosen in layer and other not in layer and other in values:  # a later length replaces an earlier one
                 del values[other]
                 sources[other] = where
-        values.update(layer)
+        values.update(_with_options_below(layer, values.get("model.options")))
         sources.update(dict.fromkeys(layer, where))
     return ResolvedRecipe(recipe_from_values(values, COMMAND_LINE, sources), sources)
 

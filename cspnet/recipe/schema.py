@@ -78,7 +78,7 @@ class ModelRecipe:
     num_classes: PositiveCount | None = None
     """Outputs of the classifier; null takes the number of classes of the data."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the network, such as {activation: mish, drop_rate: 0.2}."""
+    """Options of the network, such as {activation: mish, drop_rate: 0.2}; added to those below, null takes one away."""
     pretrained: Annotated[str, Field(min_length=1)] | None = None
     """A weight file to start from; the classifier is replaced if its number of classes differs."""
     pretrained_source: Literal["auto", "cspnet", "timm", "mmpretrain", "deepspark", "darknet"] = "auto"

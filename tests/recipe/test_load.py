@@ -640,3 +640,17 @@ def test_a_later_length_replaces_an_earlier_one(
 )
 def test_lists_and_options_on_the_command_line(words: list[str], expected: dict[str, Any]) -> None:
     assert parse_flags(*words) == expected
+
+
+def test_options_of_the_network_add_up_and_null_takes_one_away(tmp_path: Path) -> None:
+    write_recipe(tmp_path / "base.yaml", "model: {options: {bn_momentum: 0.01, drop_rate: 0.2, activation: mish}}\n")
+    child = write_recipe(tmp_path / "child.yaml", "base: base.yaml\nmodel: {options: {drop_rate: 0.1, init: timm}}\n")
+    options = load_recipe(
+        child, {"model.options": {"activation": None, "gamma": 0.25, "other": None}}
+    ).recipe.model.options
+    assert options == {"bn_momentum": 0.01, "drop_rate": 0.1, "init": "timm", "gamma": 0.25, "other": None}
+    assert load_recipe(child).sources["model.options"] == str(child)
+    again = write_recipe(tmp_path / "saved.yaml", recipe_to_yaml(load_recipe(child).recipe))
+    assert load_recipe(again).recipe == load_recipe(child).recipe
+    wrong = write_recipe(tmp_path / "wrong.yaml", "base: base.yaml\nmodel: {options: 3}\n")
+    assert error_of(wrong).startswith(f"{wrong}: model.options: ")
