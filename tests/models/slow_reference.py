@@ -178,6 +178,7 @@ def cross_stage(
     split_act: bool,
     block_first: bool,
     pool_at: str = "none",
+    down_pool: bool = False,
 ) -> Tensor:
     """Figure 3 of CSPNet: part 1, a share gamma, goes to the end; part 2 through the blocks.
 
@@ -186,6 +187,8 @@ def cross_stage(
     """
     if down_stride:
         x = conv(x, w.under("conv_down"), down_stride)
+    if down_pool:
+        x = pool(x, best=True)
     if slices:
         chs = round(gamma * x.shape[1])
         part1, part2 = x[:, :chs], x[:, chs:]

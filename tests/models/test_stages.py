@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,31 @@ def test_residual_stages_are_the_papers(kind: Block, fusion: Fusion, gamma: floa
         )
 
     compare(module, reference, draw(2, 6, 8, 8))
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_a_pool_behind_the_first_convolution(side: int) -> None:
+    """Convolved at the full size, then halved; at an odd edge a pixel alone is its own largest."""
+    row = replace(csp(1, 2, 12, 8, 8, 8, 10, kind="basic"), down=ConvSpec(12, 3), down_pool=True)
+    module = create_stage(row, 6, None, None)
+    assert module.stage.stride == 2
+
+    def reference(x: Tensor, w: Weights) -> Tensor:
+        return slow.cross_stage(
+            x,
+            w,
+            "basic",
+            1,
+            fusion="csp",
+            gamma=0.5,
+            slices=False,
+            down_stride=1,
+            split_act=True,
+            block_first=False,
+            down_pool=True,
+        )
+
+    compare(module, reference, draw(2, 6, side, side))
 
 
 @pytest.mark.parametrize("pool", ["none", "before", "behind"])
