@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from cspnet.models.layers import ConvNormAct, TwoWayPool, set_drop_path
+from cspnet.models.patterns import fix_to_patterns
 from cspnet.models.spec import ConvSpec, NetworkSpec, StemSpec
 from cspnet.models.stages import CrossStage
 
@@ -60,7 +61,10 @@ def _create_stem(stem: StemSpec, spec: NetworkSpec) -> nn.Sequential:
     layers = nn.Sequential()
     in_chs = spec.in_chs
     for i, conv in enumerate(stem.convs, start=1):
-        layers.add_module(f"conv{i}", ConvNormAct(in_chs, conv, spec))
+        layer = ConvNormAct(in_chs, conv, spec)
+        if i == 1 and stem.patterns and in_chs == 3:
+            fix_to_patterns(layer.conv)
+        layers.add_module(f"conv{i}", layer)
         in_chs = conv.out_chs
     if stem.pool == "max3":
         layers.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
@@ -89,6 +93,8 @@ def _initialize(model: nn.Module, spec: NetworkSpec) -> None:
     darknet: uniform in ±sqrt(2 / fan in) for both, no scale at zero. Source: convolutional_layer.c.
     """
     for module in model.modules():
+        if isinstance(module, nn.Conv2d) and not module.weight.requires_grad:
+            continue  # a stem of patterns
         if spec.init == "darknet":
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 bound = math.sqrt(2 / module.weight[0].numel())

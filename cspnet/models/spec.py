@@ -53,6 +53,8 @@ class StemSpec:
     convs: tuple[ConvSpec, ...]
     pool: StemPool = "none"
     """`max3`: 3x3, stride 2, padding 1 (timm). `max2`: 2x2, stride 2 (Darknet). `two_way`: PeleeNet's."""
+    patterns: bool = False
+    """Whether the first convolution of an RGB network is not learned: see `cspnet.models.patterns`."""
 
     @property
     def out_chs(self) -> int:

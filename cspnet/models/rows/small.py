@@ -24,10 +24,10 @@ def _pooled(depth: int, down: int, cross: int, block: int, out: int) -> StageSpe
 
 # Pictures of 32 px have no pixels to give away: each size is convolved before it is halved.
 _CIFAR = NetworkSpec(
-    stem(32),
+    stem(32, patterns=True),
     (
-        _pooled(1, 64, 16, 64, 80),
-        _pooled(1, 192, 48, 160, 208),
+        _pooled(1, 64, 32, 64, 96),
+        _pooled(2, 192, 64, 160, 224),
         _pooled(1, 256, 64, 192, 256),
     ),
     activation="silu",
@@ -46,6 +46,6 @@ _TINY = NetworkSpec(
 _OURS = "ours; no published figure"
 
 ROWS = {
-    "cspresnet_cifar": ZooEntry(_CIFAR, _OURS, 2_389_960, "ours", 32),
+    "cspresnet_cifar": ZooEntry(_CIFAR, _OURS, 2_929_864, "ours", 32),
     "cspdarknet_tiny": ZooEntry(_TINY, _OURS, 371_608, "ours", 64),
 }
