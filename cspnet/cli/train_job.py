@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import cspnet
 from cspnet.cli import build
+from cspnet.cli.build_run import build_run, count_steps
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
 from cspnet.cli.run_folder import Start, find_start, prepare_folder
 from cspnet.data.loader import TrainLoader
-from cspnet.data.policies import Eraser
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, shared_errors
-from cspnet.optim.losses import build_loss
 from cspnet.optim.optimizers import peak_lr
-from cspnet.optim.schedule import build_schedule, count_warmup_steps
-from cspnet.recipe.load import load_recipe, recipe_to_values, recipe_to_yaml
+from cspnet.optim.schedule import count_warmup_steps
+from cspnet.recipe.load import load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
-from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import World, join_world, on_main, read_world
-from cspnet.training.checkpoint import FORMAT, read_checkpoint
+from cspnet.training.checkpoint import read_checkpoint
 from cspnet.training.loop import Run, fit
 from cspnet.training.state import TrainState
 from cspnet.weights import load_weights
@@ -92,14 +88,26 @@ def _run(context: _Context) -> int:
             check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
             say_differences(context.checkpoint["recipe"], context.recipe, console)
     _warn_of_odd_settings(context, splits, loader)
-    if context.checkpoint is not None and state.progress.step >= _total_steps(context.recipe, loader):
+    if context.checkpoint is not None and state.progress.step >= count_steps(context.recipe, loader):
         console.say(f"{context.start.checkpoint_file}: the run is finished: {state.progress.step:,} steps are done")
         if not job.test_only:
             return EXIT_DONE
     if job.writes:
         folder = on_main(context.world, lambda: prepare_folder(job.recipe_file, context.recipe, context.start))
         context = replace(context, start=replace(context.start, folder=folder))
-    run = _build_run(context, splits, state, loader)
+    run = build_run(
+        context.recipe,
+        splits,
+        state,
+        loader,
+        world=context.world,
+        device=context.device,
+        amp_dtype=context.amp_dtype,
+        console=console,
+        folder=context.start.folder,
+        resumed=context.checkpoint is not None,
+        dry_run=job.dry_run,
+    )
     try:
         if job.test_only:
             _test_only(context, run)
@@ -135,70 +143,12 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
     return state
 
 
-def _build_run(context: _Context, splits: build.Splits, state: TrainState, loader: TrainLoader) -> Run:
-    """All that the loop works with."""
-    job, recipe, world, device = context.job, context.recipe, context.world, context.device
-    folder, plan = context.start.folder, loader.plan
-    bad_images = BadImageLog(folder, context.console)
-    validate = None
-    if splits.val is not None:
-        validate = build.build_validation(
-            recipe,
-            splits.val,
-            world=world,
-            device=device,
-            amp_dtype=context.amp_dtype,
-            report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
-            one_batch=job.dry_run,
-        )
-    total_steps = _total_steps(recipe, loader)
-    lr_at = build_schedule(
-        recipe.schedule,
-        peak_lr=peak_lr(recipe.optim, plan.global_batch_size),
-        total_steps=total_steps,
-        steps_per_epoch=plan.steps_per_epoch,
-    )
-    if job.dry_run:
-        total_steps, recipe = state.progress.step + 1, replace(recipe, log=replace(recipe.log, every_steps=1))
-    return Run(
-        state=state,
-        network=build.build_network(state.model, world, device),
-        recipe=recipe,
-        num_classes=splits.num_classes,
-        loader=loader,
-        prepare=build.build_normalizer(recipe, device),
-        erase=Eraser(recipe.augment, device),
-        loss_fn=build_loss(recipe.loss),
-        lr_at=lr_at,
-        total_steps=total_steps,
-        validate=validate,
-        world=world,
-        device=device,
-        amp_dtype=context.amp_dtype,
-        report=RunReport(
-            context.console,
-            folder if world.is_main else None,
-            step=state.progress.step if context.checkpoint is not None else -1,
-            epochs=state.progress.epoch,
-            recipe=recipe_to_yaml(recipe),
-            tensorboard=recipe.log.tensorboard,
-        ),
-        bad_images=bad_images,
-        checkpoints=folder / "checkpoints" if folder else None,
-        checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
-    )
-
-
-def _total_steps(recipe: Recipe, loader: TrainLoader) -> int:
-    return recipe.train.steps or recipe.train.epochs * loader.plan.steps_per_epoch
-
-
 def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: TrainLoader) -> None:
     cfg, console = context.recipe, context.console
     if splits.num_classes == 1:
         console.warn("there is one class only: there is nothing to learn")
     warmup_steps = count_warmup_steps(cfg.schedule, loader.plan.steps_per_epoch)
-    total_steps = _total_steps(cfg, loader)
+    total_steps = count_steps(cfg, loader)
     if warmup_steps >= total_steps and not context.job.test_only:
         console.warn(
             f"the warm-up takes {warmup_steps:,} steps and the whole run {total_steps:,}: lr never gets to its peak"
@@ -211,26 +161,6 @@ def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: 
     if checkpoint is not None and not job.recipe_file:
         below = [(f"the recipe in {start.checkpoint_file}", checkpoint["recipe"])]
     return build.embed_cfg(load_recipe(job.recipe_file, job.overrides, below).recipe)
-
-
-def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: int) -> dict[str, Any]:
-    geometry = build.build_geometry(recipe.data)
-    eval_cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(geometry).items()}
-    return {
-        "format": FORMAT,
-        "arch": recipe.model.name,
-        "num_classes": splits.num_classes,
-        "classes": list(splits.train.classes),
-        "recipe": recipe_to_values(recipe),
-        "eval_cfg": eval_cfg,
-        "global_batch_size": global_batch_size,
-        "data": {"num_samples": len(splits.train), "fingerprint": splits.train.fingerprint},
-        "versions": {
-            "cspnet": cspnet.__version__,
-            "torch": str(torch.__version__),
-            "python": sys.version.split()[0],
-        },
-    }
 
 
 def _test_only(context: _Context, run: Run) -> None:

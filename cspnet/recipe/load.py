@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from cspnet.errors import RecipeError
 from cspnet.recipe.aliases import ALIASES
-from cspnet.recipe.schema import Recipe, check_recipe
+from cspnet.recipe.checks import check_recipe
+from cspnet.recipe.schema import Recipe
 
 __all__ = [
     "FieldHelp",
@@ -330,8 +331,3 @@ def list_differences(old: Mapping[str, Any], new: Recipe) -> list[tuple[str, Any
     old_values = recipe_to_values(Recipe()) | dict(old)  # a key younger than the old recipe had its default then
     new_values = recipe_to_values(new)
     return [(key, old_values[key], value) for key, value in new_values.items() if old_values[key] != value]
-
-
-def with_model_classes(recipe: Recipe, num_classes: int) -> Recipe:
-    """The recipe with the number of classes that the data turned out to have."""
-    return replace(recipe, model=replace(recipe.model, num_classes=num_classes))

@@ -9,16 +9,12 @@ import torch
 
 import cspnet
 from cspnet.cli import build
-from cspnet.data.policies import Eraser
-from cspnet.optim.losses import build_loss
-from cspnet.optim.optimizers import peak_lr
-from cspnet.optim.schedule import build_schedule
+from cspnet.cli.build_run import build_run
 from cspnet.recipe.load import load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
-from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.distributed import World
-from cspnet.training.loop import Run, fit
+from cspnet.training.loop import fit
 from tests.conftest import ROOT
 
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "base")
@@ -55,33 +51,7 @@ def test_it_trains_two_steps(path: Path, picture_tree: Path) -> None:
     state = build.build_state(recipe, model, world, CPU, torch.float32)
     loader = build.build_train_loader(recipe, splits, world, CPU)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    fit(
-        Run(
-            state=state,
-            network=model,
-            recipe=recipe,
-            num_classes=splits.num_classes,
-            loader=loader,
-            prepare=build.build_normalizer(recipe, CPU),
-            erase=Eraser(recipe.augment, CPU),
-            loss_fn=build_loss(recipe.loss),
-            lr_at=build_schedule(
-                recipe.schedule,
-                peak_lr=peak_lr(recipe.optim, loader.plan.global_batch_size),
-                total_steps=4,
-                steps_per_epoch=loader.plan.steps_per_epoch,
-            ),
-            total_steps=2,
-            validate=None,
-            world=world,
-            device=CPU,
-            amp_dtype=torch.float32,
-            report=RunReport(console, None, step=-1, epochs=0, recipe="", tensorboard=False),
-            bad_images=BadImageLog(None, console),
-            checkpoints=None,
-            checkpoint_header={},
-        )
-    )
+    fit(build_run(recipe, splits, state, loader, world=world, device=CPU, amp_dtype=torch.float32, console=console))
     assert state.progress.step == 2
     after = model.state_dict()
     assert all(torch.isfinite(value).all() for value in after.values())

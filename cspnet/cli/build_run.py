@@ -1,0 +1,124 @@
+"""Everything the loop works with, from a recipe, its pictures and a state."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cspnet
+from cspnet.cli import build
+from cspnet.data.loader import TrainLoader
+from cspnet.data.policies import Eraser
+from cspnet.optim.losses import build_loss
+from cspnet.optim.optimizers import peak_lr
+from cspnet.optim.schedule import build_schedule
+from cspnet.recipe.load import recipe_to_values, recipe_to_yaml
+from cspnet.recipe.schema import Recipe
+from cspnet.reporting.console import Console
+from cspnet.reporting.run_report import BadImageLog, RunReport
+from cspnet.runtime.distributed import World
+from cspnet.training.checkpoint import FORMAT
+from cspnet.training.loop import Run
+from cspnet.training.state import TrainState
+
+__all__ = ["build_run", "count_steps"]
+
+
+def count_steps(recipe: Recipe, loader: TrainLoader) -> int:
+    """Steps of the whole run."""
+    return recipe.train.steps or recipe.train.epochs * loader.plan.steps_per_epoch
+
+
+def build_run(
+    recipe: Recipe,
+    splits: build.Splits,
+    state: TrainState,
+    loader: TrainLoader,
+    *,
+    world: World,
+    device: torch.device,
+    amp_dtype: torch.dtype,
+    console: Console,
+    folder: Path | None = None,
+    resumed: bool = False,
+    dry_run: bool = False,
+) -> Run:
+    """What `fit` takes.
+
+    Args:
+        folder: the run's folder; None writes nothing.
+        resumed: the state comes from a checkpoint: records begin behind its step.
+        dry_run: one more step and one validation batch.
+    """
+    plan, bad_images = loader.plan, BadImageLog(folder, console)
+    validate = None
+    if splits.val is not None:
+        validate = build.build_validation(
+            recipe,
+            splits.val,
+            world=world,
+            device=device,
+            amp_dtype=amp_dtype,
+            report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
+            one_batch=dry_run,
+        )
+    total_steps = count_steps(recipe, loader)
+    lr_at = build_schedule(
+        recipe.schedule,
+        peak_lr=peak_lr(recipe.optim, plan.global_batch_size),
+        total_steps=total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+    )
+    if dry_run:
+        total_steps, recipe = state.progress.step + 1, replace(recipe, log=replace(recipe.log, every_steps=1))
+    return Run(
+        state=state,
+        network=build.build_network(state.model, world, device),
+        recipe=recipe,
+        num_classes=splits.num_classes,
+        loader=loader,
+        prepare=build.build_normalizer(recipe, device),
+        erase=Eraser(recipe.augment, device),
+        loss_fn=build_loss(recipe.loss),
+        lr_at=lr_at,
+        total_steps=total_steps,
+        validate=validate,
+        world=world,
+        device=device,
+        amp_dtype=amp_dtype,
+        report=RunReport(
+            console,
+            folder if world.is_main else None,
+            step=state.progress.step if resumed else -1,
+            epochs=state.progress.epoch,
+            recipe=recipe_to_yaml(recipe),
+            tensorboard=recipe.log.tensorboard,
+        ),
+        bad_images=bad_images,
+        checkpoints=folder / "checkpoints" if folder else None,
+        checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
+    )
+
+
+def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: int) -> dict[str, Any]:
+    geometry = build.build_geometry(recipe.data)
+    eval_cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(geometry).items()}
+    return {
+        "format": FORMAT,
+        "arch": recipe.model.name,
+        "num_classes": splits.num_classes,
+        "classes": list(splits.train.classes),
+        "recipe": recipe_to_values(recipe),
+        "eval_cfg": eval_cfg,
+        "global_batch_size": global_batch_size,
+        "data": {"num_samples": len(splits.train), "fingerprint": splits.train.fingerprint},
+        "versions": {
+            "cspnet": cspnet.__version__,
+            "torch": str(torch.__version__),
+            "python": sys.version.split()[0],
+        },
+    }
