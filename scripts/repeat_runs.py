@@ -8,6 +8,9 @@ One run after the other, in DIR/<recipe>-seed<n>; the seeds take turns, so that 
 stands behind `--` goes to every run of train.py. Started again, the same command goes on where it stopped: finished
 runs are kept, the one that was cut short is resumed. The table is printed at the end and written to results.md and
 results.csv.
+
+`--with-timm FILE ...` trains these recipes through timm's own parts as well (scripts/train_with_timm.py), in
+DIR/<recipe>-timm-seed<n>, so that a table shows both; such a run cannot be resumed and starts again.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from cspnet.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_SEED = 1
+PROGRAM, TIMM_PROGRAM = "train.py", "scripts/train_with_timm.py"
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,20 @@ def name_recipes(files: list[Path]) -> dict[str, Path]:
     return names
 
 
-def train(recipe: Path, seed: int, folder: Path, data: str, more: list[str]) -> None:
-    """One run of train.py, from wherever it stands.
+def train(program: str, recipe: Path, seed: int, folder: Path, data: str, more: list[str]) -> None:
+    """One run of train.py, from wherever it stands, or of train_with_timm.py, unless it is there.
 
     Raises:
         UserError: it failed; its own message stands above.
     """
-    command = [sys.executable, str(ROOT / "train.py"), "--recipe", str(recipe), "--data-path", data]
-    command += ["--seed", str(seed), "--output-dir", str(folder), "--resume", "auto", *more]
+    if program == TIMM_PROGRAM and (folder / "metrics.jsonl").exists():
+        return
+    command = [sys.executable, str(ROOT / program), "--recipe", str(recipe), "--data-path", data]
+    command += ["--seed", str(seed), "--output-dir", str(folder)]
+    command += [*(["--resume", "auto"] if program == PROGRAM else []), *more]
     code = subprocess.run(command).returncode
     if code:
-        raise UserError(f"{folder}: train.py ended with exit code {code}; the runs before it are kept")
+        raise UserError(f"{folder}: {program} ended with exit code {code}; the runs before it are kept")
 
 
 def describe(values: list[float]) -> str:
@@ -125,20 +132,25 @@ def main() -> int:
     parser.add_argument("--data-path", required=True, metavar="DIR", help="the data set")
     parser.add_argument("--output-dir", required=True, type=non_empty_path, metavar="DIR", help="holds the runs")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each recipe [%(default)s]")
+    parser.add_argument(
+        "--with-timm", nargs="+", default=[], type=non_empty_path, metavar="RECIPE", help="through timm's parts as well"
+    )
     args = parser.parse_all(argv[:mark])
     if args.seeds < 1:
         raise UserError(f"--seeds {args.seeds}: use a number from 1 on")
-    recipes, more = name_recipes(args.recipes), argv[mark + 1 :]
+    more = argv[mark + 1 :]
+    jobs = {name: (PROGRAM, file) for name, file in name_recipes(args.recipes).items()}
+    jobs |= {f"{name}-timm": (TIMM_PROGRAM, file) for name, file in name_recipes(args.with_timm).items()}
     taken = [flag for flag in more if flag.split("=")[0] in ("--seed", "--train.seed", "--output-dir", "--resume")]
     if taken:
         raise UserError(f"{taken[0]}: is set for every run; leave it out behind --")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, int], Result] = {}
     for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
-        for name, file in recipes.items():
+        for name, (program, file) in jobs.items():
             folder = args.output_dir / f"{name}-seed{seed}"
             print(f"== {name}, seed {seed}: {folder}", flush=True)
-            train(file, seed, folder, args.data_path, more)
+            train(program, file, seed, folder, args.data_path, more)
             results[name, seed] = read_result(folder, name, seed)
             write_results(args.output_dir, [results[key] for key in sorted(results)])
     print(table([results[key] for key in sorted(results)]), end="")

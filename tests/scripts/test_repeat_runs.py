@@ -51,6 +51,21 @@ def test_runs_are_made_once_and_summed_up(
     assert f"| plain | 2 | {statistics.mean(accs):.2f} ± {statistics.stdev(accs):.2f} |" in table
 
 
+def test_through_timms_parts_as_well(picture_tree: Path, tmp_path: Path, run_script: Run) -> None:
+    recipe, folder = tmp_path / "mixed.yaml", tmp_path / "runs"
+    recipe.write_text(SMALL + "mix: {cutmix_alpha: 1.0, prob: 0.5}\nloss: {smoothing: 0.1}\nschedule: {name: cosine}\n")
+    words = ("scripts/repeat_runs.py", recipe, "--with-timm", recipe, "--data-path", picture_tree)
+    words = (*words, "--output-dir", folder, "--seeds", 1, "--", "--workers", 0)
+    done = run_script(*words)
+    assert done.returncode == 0, done.stderr
+    records = folder / "mixed-timm-seed1" / "metrics.jsonl"
+    acc1, written = json.loads(records.read_text())["val/acc1"], records.stat().st_mtime_ns
+    assert 0 <= acc1 <= 100
+    assert f"| mixed-timm | 1 | {acc1:.2f} ± ? |" in (folder / "results.md").read_text()
+    assert run_script(*words).returncode == 0
+    assert records.stat().st_mtime_ns == written, "a finished run was run again"
+
+
 def test_bad_input_is_one_line(picture_tree: Path, recipes: list[Path], tmp_path: Path, run_script: Run) -> None:
     (tmp_path / "other").mkdir()
     twin = tmp_path / "other" / "plain.yaml"
