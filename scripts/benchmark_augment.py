@@ -46,7 +46,7 @@ def measure_views(paths: list[Path], size_px: int, repeats: int) -> dict[str, li
     """Seconds of each repeat, over all pictures, per way; the ways take turns."""
     import torch
 
-    from cspnet.data.decode import read_rgb
+    from cspnet.data.decode import UnreadableImageError, read_rgb
     from cspnet.data.transforms import build_train_transform
     from cspnet.recipe.load import load_recipe
     from cspnet.runtime.random import generator_at
@@ -57,6 +57,11 @@ def measure_views(paths: list[Path], size_px: int, repeats: int) -> dict[str, li
         for name, settings in VIEWS.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in VIEWS}
+    for path in paths:
+        try:
+            read_rgb(str(path))
+        except UnreadableImageError as error:
+            raise UserError(f"{path}: cannot be read: {error}; take it out of the folder") from error
     for repeat in range(repeats + 1):
         for name, transform in transforms.items():
             started_s = time.perf_counter()

@@ -142,7 +142,8 @@ def render_folder(entries: list[Entry]) -> str:
         commands = {name: split_command(fields[name]) for name in COMMANDS if name in fields}
         lines += [
             "",
-            f"**`{entry.path}`**: {entry.header.title}. Source: {' '.join(fields['Source'].split())}",
+            f"**`{entry.path}`**: {entry.header.title}. "
+            + " ".join(f"{name}: {' '.join(fields[name].split())}" for name in ("Source", *OPTIONAL) if name in fields),
             "",
             "```",
         ]

@@ -21,6 +21,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def read_result(folder: Path, recipe: str, seed: int) -> Result:
     Raises:
         UserError: the run never validated.
     """
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    file = folder / "metrics.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     validated = [record for record in records if "val/acc1" in record]
     if not validated:
         raise UserError(f"{folder}: the run has not validated; give it a validation split")
@@ -113,6 +115,11 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def order(results: dict[tuple[str, int], Result], names: Iterable[str]) -> list[Result]:
+    """The results by recipe, in the order of the command line, and by seed."""
+    return [results[key] for name in names for key in sorted(results) if key[0] == name]
+
+
 def write_results(folder: Path, results: list[Result]) -> None:
     """results.md and results.csv."""
     text = io.StringIO()
@@ -152,8 +159,8 @@ def main() -> int:
             print(f"== {name}, seed {seed}: {folder}", flush=True)
             train(program, file, seed, folder, args.data_path, more)
             results[name, seed] = read_result(folder, name, seed)
-            write_results(args.output_dir, [results[key] for key in sorted(results)])
-    print(table([results[key] for key in sorted(results)]), end="")
+            write_results(args.output_dir, order(results, jobs))
+    print(table(order(results, jobs)), end="")
     return EXIT_DONE
 
 

@@ -34,12 +34,13 @@ def say_differences(saved: Mapping[str, Any], recipe: Recipe, console: Console) 
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, start: Start) -> None:
-    """Refuse a checkpoint of another model, another cfg file or another number of classes."""
+    """Refuse a checkpoint of another model, cfg file, number of classes or optimizer."""
     where = start.checkpoint_file
     _check_cfg_file(recipe, where)
     for what, saved, now in (
         ("model", checkpoint["arch"], recipe.model.name),
         ("number of classes", checkpoint["num_classes"], splits.num_classes),
+        ("optimizer", checkpoint["recipe"].get("optim.name", recipe.optim.name), recipe.optim.name),
     ):
         if saved != now:
             raise CheckpointError(
@@ -66,7 +67,7 @@ def _check_cfg_file(recipe: Recipe, where: Path | None) -> None:
 def check_same_run(
     checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, global_batch_size: int, start: Start
 ) -> None:
-    """Refuse what would not go on from the same sample: other pictures, another global batch, another seed."""
+    """Refuse what cannot go on from there: other pictures, another global batch, another seed."""
     where = start.checkpoint_file
     if checkpoint["data"]["fingerprint"] != splits.train.fingerprint:
         raise DataError(
@@ -93,12 +94,17 @@ def restore(state: TrainState, checkpoint: Mapping[str, Any], world: World, star
         if average is None:
             console.warn(f"{where}: holds no moving average; it starts from the weights")
         load_state_dict(state.ema.module, average or checkpoint["state_dict"], where=where)
+    settings = [
+        {key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups
+    ]
     try:
         state.optimizer.load_state_dict(checkpoint["optimizer"])
     except ValueError as error:
         raise CheckpointError(
             f"{where}: its optimizer has other parameter groups: keep optim.decay_norm_and_bias"
         ) from error
+    for group, values in zip(state.optimizer.param_groups, settings, strict=True):
+        group.update(values)  # torch takes the saved decay, momentum and so on; what the recipe says now counts
     if checkpoint["scaler"] and state.scaler.is_enabled():
         state.scaler.load_state_dict(checkpoint["scaler"])
     state.progress = Progress(**checkpoint["progress"])

@@ -17,7 +17,8 @@ _DESCRIPTION = """Train a Cross Stage Partial Network, or another one, on folder
   python3 train.py --batch-size 64 --epochs 120 --data-path DIR
   python3 train.py --recipe recipes/darknet/csresnet50.yaml --data-path DIR --output-dir runs/mine
   python3 train.py --recipe recipes/darknet/csresnet50.yaml --data-path DIR --output-dir runs/mine --resume auto
-  torchrun --nproc_per_node=8 train.py --recipe recipes/darknet/csresnet50.yaml --data-path DIR
+  torchrun --nproc_per_node=8 train.py --recipe recipes/darknet/csresnet50.yaml --batch-size 16 --accumulate 1 \\
+      --data-path DIR
 
 DIR holds train/<class>/<picture> and val/<class>/<picture>. Every setting of a recipe is a flag, by its dotted name
 (--optim.lr 0.1) and by the names that timm's and torchvision's scripts use (--lr 0.1)."""

@@ -14,10 +14,11 @@ from cspnet.cli.build_run import build_run, count_steps
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
 from cspnet.cli.run_folder import Start, find_start, prepare_folder
 from cspnet.data.loader import TrainLoader
-from cspnet.errors import EXIT_DONE, CheckpointError, DataError, shared_errors
+from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RecipeError, shared_errors
 from cspnet.optim.optimizers import peak_lr
 from cspnet.optim.schedule import count_warmup_steps
-from cspnet.recipe.load import load_recipe
+from cspnet.recipe.checks import list_idle
+from cspnet.recipe.load import COMMAND_LINE, load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.runtime.device import choose_amp_dtype, choose_device
@@ -71,7 +72,7 @@ def run_train_job(job: TrainJob) -> int:
         start = on_main(world, lambda: find_start(job.output_dir, job.resume, writes=job.writes, warn=console.warn))
         checkpoint = read_checkpoint(start.checkpoint_file) if start.checkpoint_file else None
         with shared_errors():
-            recipe = _resolve_recipe(job, checkpoint, start)
+            recipe = _resolve_recipe(job, checkpoint, start, console)
             device = choose_device(recipe.train.device, world.local_rank)
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
         return _run(_Context(job, recipe, start, checkpoint, world, device, amp_dtype, console))
@@ -84,6 +85,7 @@ def _run(context: _Context) -> int:
     with shared_errors():
         state = _build_state(context, splits)
         loader = build.build_train_loader(context.recipe, splits, context.world, context.device)
+        _check_lowest_lr(context.recipe, loader)
         if context.checkpoint is not None and not job.test_only:
             check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
             say_differences(context.checkpoint["recipe"], context.recipe, console)
@@ -143,24 +145,51 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
     return state
 
 
-def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: TrainLoader) -> None:
-    cfg, console = context.recipe, context.console
-    if splits.num_classes == 1:
-        console.warn("there is one class only: there is nothing to learn")
-    warmup_steps = count_warmup_steps(cfg.schedule, loader.plan.steps_per_epoch)
-    total_steps = count_steps(cfg, loader)
-    if warmup_steps >= total_steps and not context.job.test_only:
-        console.warn(
-            f"the warm-up takes {warmup_steps:,} steps and the whole run {total_steps:,}: lr never gets to its peak"
+def _check_lowest_lr(recipe: Recipe, loader: TrainLoader) -> None:
+    peak, lowest = peak_lr(recipe.optim, loader.plan.global_batch_size), recipe.schedule.min_lr
+    if lowest > peak:
+        raise RecipeError(
+            f"schedule.min_lr: {lowest} is above the peak of {peak:g}: optim.lr {recipe.optim.lr:g} for "
+            f"{recipe.optim.lr_base_size} pictures, scaled to {loader.plan.global_batch_size}"
         )
 
 
-def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: Start) -> Recipe:
-    """The recipe of the run. A resumed run without --recipe goes on by its own."""
+def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: TrainLoader) -> None:
+    cfg, console, plan = context.recipe, context.console, loader.plan
+    if splits.num_classes == 1:
+        console.warn("there is one class only: there is nothing to learn")
+    if context.job.test_only:
+        return
+    warmup_steps = count_warmup_steps(cfg.schedule, plan.steps_per_epoch)
+    total_steps = count_steps(cfg, loader)
+    if warmup_steps >= total_steps:
+        console.warn(
+            f"the warm-up takes {warmup_steps:,} steps and the whole run {total_steps:,}: lr never gets to its peak"
+        )
+    epochs = -(-total_steps // plan.steps_per_epoch)
+    if cfg.data.ramp_epochs[1] >= epochs:
+        console.warn(
+            f"the pictures grow until epoch {cfg.data.ramp_epochs[1] + 1} and the run has {epochs}: none is of "
+            f"{cfg.data.train_px} px"
+        )
+    if plan.batch_size == 1 and (cfg.mix.cutmix_alpha or cfg.mix.mixup_alpha or cfg.mix.darknet != "none"):
+        console.warn("a batch of one picture has no other to mix it with: mixing does nothing")
+
+
+def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: Start, console: Console) -> Recipe:
+    """The recipe of the run. A resumed run without --recipe goes on by its own.
+
+    A setting of the command line or of the file itself that does nothing is named; what lies further down may be meant
+    for other recipes.
+    """
     below = []
     if checkpoint is not None and not job.recipe_file:
         below = [(f"the recipe in {start.checkpoint_file}", checkpoint["recipe"])]
-    return build.embed_cfg(load_recipe(job.recipe_file, job.overrides, below).recipe)
+    resolved = load_recipe(job.recipe_file, job.overrides, below)
+    for key, needs in list_idle(resolved.recipe):
+        if resolved.sources[key] in (COMMAND_LINE, str(job.recipe_file)):
+            console.warn(f"{key}: does nothing here; it needs {needs}")
+    return build.embed_cfg(resolved.recipe)
 
 
 def _test_only(context: _Context, run: Run) -> None:

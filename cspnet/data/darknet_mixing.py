@@ -1,8 +1,8 @@
 """Darknet's ways to mix the pictures of a batch: MixUp, CutMix, Mosaic, and a blur.
 
 What is mixed with what is drawn first, as numbers (`draw_mix`); what the numbers say is then done on the device
-(`mix`). Darknet reads the other pictures of a mix anew; here they are pictures of the same batch, which is a random
-draw itself: no picture is decoded twice, and each looks as it would there.
+(`mix`). Darknet reads the other pictures of a mix anew; here they are other pictures of the same batch, which is a
+random draw itself: no picture is decoded twice, and each looks as it would there.
 Source: AlexeyAB/darknet, src/data.c `load_data_augment`, `blend_truth`, `blend_truth_mosaic`; src/parser.c
 `parse_net_options`.
 """
@@ -57,8 +57,9 @@ def draw_mix(rng: np.random.Generator, num_images: int, height: int, width: int,
         method: none, mixup, cutmix, mosaic, or cutmix_mosaic: either, picture by picture.
         blur: whether any are blurred.
     """
-    others = [rng.permutation(num_images) for _ in range(3)]
-    sources = np.stack([np.arange(num_images), *others], axis=1)
+    itself = np.arange(num_images)[:, None]
+    ahead = rng.integers(1, max(2, num_images), size=(num_images, 3))  # never the picture itself, if there is another
+    sources = np.concatenate([itself, (itself + ahead) % num_images], axis=1)
     boxes = np.zeros((num_images, 4), dtype=np.int64)
     weights = np.tile(np.array([1, 0, 0, 0], dtype=np.float32), (num_images, 1))
     groups = -(-num_images // _GROUP)

@@ -106,7 +106,7 @@ def mixup(images: Tensor, targets: Tensor, rng: np.random.Generator, alpha: floa
 
 
 def mix_batch(images: Tensor, targets: Tensor, rng: np.random.Generator, cfg: MixRecipe) -> tuple[Tensor, Tensor]:
-    """Mix a batch as the recipe says: CutMix or Mixup, or one of Darknet's ways; with all of them off, not at all.
+    """Mix a batch as the recipe says, by CutMix or Mixup or in one of Darknet's ways, and blur some of it after that.
 
     Args:
         images: (N, C, H, W), may be changed in place.
@@ -115,9 +115,11 @@ def mix_batch(images: Tensor, targets: Tensor, rng: np.random.Generator, cfg: Mi
     """
     if (cfg.cutmix_alpha or cfg.mixup_alpha) and rng.random() < cfg.prob:
         takes_cutmix = cfg.cutmix_alpha and (not cfg.mixup_alpha or rng.random() < cfg.switch_prob)
-        if takes_cutmix:
-            return cutmix(images, targets, rng, cfg.cutmix_alpha)
-        return mixup(images, targets, rng, cfg.mixup_alpha)
+        images, targets = (
+            cutmix(images, targets, rng, cfg.cutmix_alpha)
+            if takes_cutmix
+            else mixup(images, targets, rng, cfg.mixup_alpha)
+        )
     if cfg.darknet != "none" or cfg.blur_px:
         plan = draw_mix(rng, len(images), images.shape[2], images.shape[3], cfg.darknet, cfg.blur_px > 0)
         return mix(images, targets, plan, cfg.blur_px)

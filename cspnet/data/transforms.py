@@ -114,7 +114,7 @@ class SizeRamp:
         if epoch <= self.first_epoch:
             return self.start_px
         done = (epoch - self.first_epoch) / (self.last_epoch - self.first_epoch)
-        return self.start_px + 32 * round((self.end_px - self.start_px) * done / 32)
+        return min(self.end_px, self.start_px + 32 * round((self.end_px - self.start_px) * done / 32))
 
 
 @dataclass(frozen=True)

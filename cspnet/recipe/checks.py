@@ -1,12 +1,14 @@
-"""What one field of a recipe cannot say alone: settings that contradict each other."""
+"""What one field of a recipe cannot say alone: settings that contradict each other, or that wait for another one."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import fields
 
-from cspnet.recipe.schema import Recipe
+from cspnet.recipe.schema import DarknetRecipe, Recipe
 
-__all__ = ["check_recipe"]
+__all__ = ["check_recipe", "list_idle"]
 
 _RANDAUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?))*")  # timm passes over what it does not know
 _OWN_ARGUMENTS = {"name", "num_classes", "features_only", "out_indices", "model_name", "pretrained"}
@@ -18,7 +20,7 @@ def check_recipe(recipe: Recipe) -> tuple[str, str] | None:
         return "model.options", f"{taken.pop()} is not an option of the network; it is set elsewhere"
     if recipe.schedule.warmup_epochs and recipe.schedule.warmup_steps:
         return "schedule.warmup_steps", "the warm-up has a length in epochs as well; set one of the two to 0"
-    if recipe.schedule.min_lr > recipe.optim.lr:
+    if recipe.optim.lr_base_size is None and recipe.schedule.min_lr > recipe.optim.lr:
         return "schedule.min_lr", f"{recipe.schedule.min_lr} is above optim.lr, {recipe.optim.lr}"
     return _check_optim(recipe) or _check_schedule(recipe) or _check_pictures(recipe) or _check_mix(recipe)
 
@@ -60,6 +62,8 @@ def _check_pictures(recipe: Recipe) -> tuple[str, str] | None:
         return "data.start_px", f"{data.start_px} is above data.train_px, {data.train_px}"
     if data.start_px is None and data.ramp_epochs != (0, 0):
         return "data.ramp_epochs", "needs data.start_px, the size at the start"
+    if data.start_px not in (None, data.train_px) and data.ramp_epochs[1] == 0:
+        return "data.start_px", "needs data.ramp_epochs, the epochs in which the pictures grow, such as [0, 80]"
     policy = augment.policy
     if policy not in (None, "3a", "trivial") and not _RANDAUGMENT.fullmatch(str(policy)):
         return "augment.policy", f"{policy!r}: expected such as rand-m9-n2-mstd0.5-inc1, or 3a, or trivial"
@@ -78,4 +82,79 @@ def _check_mix(recipe: Recipe) -> tuple[str, str] | None:
         return "mix.blur_px", f"{cfg.blur_px} is too large for pictures of {smallest_px} px"
     if recipe.loss.bce_threshold is not None and recipe.loss.name != "bce":
         return "loss.bce_threshold", "is for loss.name bce"
+    if recipe.loss.bce_threshold == 0 and recipe.loss.smoothing:
+        return "loss.bce_threshold", "with loss.smoothing every class has a share above 0, and would count as present"
     return None
+
+
+def _has_warmup(recipe: Recipe) -> bool:
+    return bool(recipe.schedule.warmup_steps or recipe.schedule.warmup_epochs)
+
+
+# (keys, what they need to count, whether they have it)
+_NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Recipe], bool]], ...] = (
+    (
+        tuple(f"darknet.{field.name}" for field in fields(DarknetRecipe)),
+        "data.train_crop darknet",
+        lambda recipe: recipe.data.train_crop == "darknet",
+    ),
+    (
+        ("data.train_scale", "data.train_aspect"),
+        "data.train_crop random_resized",
+        lambda recipe: recipe.data.train_crop == "random_resized",
+    ),
+    (("data.pad_px",), "data.train_crop random_pad", lambda recipe: recipe.data.train_crop == "random_pad"),
+    (
+        ("data.train_interpolation",),
+        "another data.train_crop than darknet",
+        lambda recipe: recipe.data.train_crop != "darknet",
+    ),
+    (("augment.erase_count",), "augment.erase_prob", lambda recipe: recipe.augment.erase_prob > 0),
+    (
+        ("mix.prob",),
+        "mix.cutmix_alpha or mix.mixup_alpha",
+        lambda recipe: bool(recipe.mix.cutmix_alpha or recipe.mix.mixup_alpha),
+    ),
+    (
+        ("mix.switch_prob",),
+        "mix.cutmix_alpha and mix.mixup_alpha",
+        lambda recipe: bool(recipe.mix.cutmix_alpha and recipe.mix.mixup_alpha),
+    ),
+    (("loss.smoothing_over",), "loss.smoothing", lambda recipe: recipe.loss.smoothing > 0),
+    (
+        ("optim.momentum",),
+        "optim.name sgd or rmsprop_tf",
+        lambda recipe: recipe.optim.name in ("sgd", "rmsprop_tf"),
+    ),
+    (("optim.alpha",), "optim.name rmsprop_tf", lambda recipe: recipe.optim.name == "rmsprop_tf"),
+    (("optim.betas",), "optim.name adamw or lamb", lambda recipe: recipe.optim.name in ("adamw", "lamb")),
+    (
+        ("schedule.step_epochs",),
+        "schedule.name step or exponential",
+        lambda recipe: recipe.schedule.name in ("step", "exponential"),
+    ),
+    (("schedule.milestones_epochs",), "schedule.name multistep", lambda recipe: recipe.schedule.name == "multistep"),
+    (
+        ("schedule.gamma",),
+        "schedule.name step, multistep or exponential",
+        lambda recipe: recipe.schedule.name in ("step", "multistep", "exponential"),
+    ),
+    (
+        ("schedule.power",),
+        "schedule.name poly or darknet_poly",
+        lambda recipe: recipe.schedule.name in ("poly", "darknet_poly"),
+    ),
+    (("schedule.warmup_lr", "schedule.warmup_power"), "a warm-up", _has_warmup),
+    (("ema.warmup",), "ema.decay", lambda recipe: recipe.ema.decay > 0),
+)
+
+
+def list_idle(recipe: Recipe) -> list[tuple[str, str]]:
+    """[(key, what it needs)] of the settings that differ from the default and do nothing in this recipe."""
+    default = Recipe()
+
+    def differs(key: str) -> bool:
+        section, name = key.split(".")
+        return bool(getattr(getattr(recipe, section), name) != getattr(getattr(default, section), name))
+
+    return [(key, needs) for keys, needs, has in _NEEDS if not has(recipe) for key in keys if differs(key)]

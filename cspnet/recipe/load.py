@@ -23,6 +23,7 @@ from cspnet.recipe.checks import check_recipe
 from cspnet.recipe.schema import Recipe
 
 __all__ = [
+    "COMMAND_LINE",
     "FieldHelp",
     "ResolvedRecipe",
     "field_table",
@@ -37,11 +38,16 @@ __all__ = [
 ]
 
 COMMAND_LINE = "command line"
+"""What ResolvedRecipe.sources says of the values in `overrides`."""
 DEFAULT = "default"
 
 _SAME_LENGTHS = (("train.epochs", "train.steps"), ("schedule.warmup_epochs", "schedule.warmup_steps"))
 ALTERNATIVES = (*_SAME_LENGTHS, *((b, a) for a, b in _SAME_LENGTHS))
 """Two ways to say one thing: who sets the first takes back what an earlier layer said by the second."""
+
+
+RENAMED = {"mix.cutmix_prob": "mix.prob"}
+"""{key in older recipes and checkpoints: key today}."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     known, sections = field_table(), _sections()
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if name in known:  # a dotted key, written out
+        if RENAMED.get(name, name) in known:  # a dotted key, written out
             entries = {name: value}
         elif name not in sections:
             _raise_unknown(where, name)
@@ -154,7 +160,8 @@ def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise RecipeError(f"{where}: {name}: expected a section with keys below it, got {value!r}")
         else:
             entries = {f"{name}.{key}": leaf for key, leaf in value.items()}
-        for key, leaf in entries.items():
+        for old_key, leaf in entries.items():
+            key = RENAMED.get(old_key, old_key)
             if key not in known:
                 _raise_unknown(where, key)
             if key in flat:
@@ -275,7 +282,7 @@ def load_recipe(
     Raises:
         RecipeError: one line naming file, key, what was expected and the nearest known key.
     """
-    layers = [(where, dict(values)) for where, values in base_layers]
+    layers = [(where, _flatten(values, where)) for where, values in base_layers]
     if path is not None:
         layers += _read_chain(path)
     layers.append((COMMAND_LINE, dict(overrides)))
@@ -328,6 +335,7 @@ def format_recipe(resolved: ResolvedRecipe) -> str:
 
 def list_differences(old: Mapping[str, Any], new: Recipe) -> list[tuple[str, Any, Any]]:
     """[(key, value in old, value in new)] for the keys on which two recipes differ."""
-    old_values = recipe_to_values(Recipe()) | dict(old)  # a key younger than the old recipe had its default then
+    old = {RENAMED.get(key, key): value for key, value in old.items()}
+    old_values = recipe_to_values(Recipe()) | old  # a key younger than the old recipe had its default then
     new_values = recipe_to_values(new)
     return [(key, old_values[key], value) for key, value in new_values.items() if old_values[key] != value]

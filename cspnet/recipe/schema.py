@@ -118,7 +118,7 @@ class DataRecipe:
     flip_prob: Share = 0.5
     """Probability of a horizontal flip."""
     train_interpolation: Interpolation = "bilinear"
-    """How training pictures are resized (antialiased)."""
+    """How training pictures are resized (antialiased); Darknet's are always sampled bilinearly, without that."""
     val_interpolation: Interpolation = "bilinear"
     """How validation pictures are resized (antialiased)."""
     crop_ratio: Annotated[float, Field(ge=0.1, le=1)] = 0.875
@@ -202,7 +202,7 @@ class LossRecipe:
     """Label smoothing: this much of the target is spread evenly ..."""
     smoothing_over: Literal["all", "others"] = "all"
     """... over all classes (torch, timm) or over the other ones (Darknet)."""
-    bce_threshold: Share | None = None
+    bce_threshold: ShareBelowOne | None = None
     """bce: a class counts as present, with target 1, if its share of the target is above this; null takes the share."""
 
 
@@ -236,11 +236,12 @@ class OptimRecipe:
     eps: Positive | None = None
     """rmsprop_tf, adamw, lamb: added to the denominator; null takes 1e-3, 1e-8, 1e-6."""
     weight_decay: NonNegative = 1e-4
-    """Weight decay, added to the gradient (sgd, rmsprop_tf, lamb) or taken off the weights (adamw)."""
+    """Weight decay: added to the gradient (sgd, rmsprop_tf), to the step before its trust ratio (lamb), or taken off
+    the weights (adamw)."""
     decay_norm_and_bias: bool = True
     """Whether norm scales and biases decay too (torch, mmpretrain, DeepSpark: yes; Darknet: no)."""
     clip_norm: Positive | None = None
-    """Largest norm of the gradient; null does not clip."""
+    """Largest norm of the gradient; null does not clip (lamb: clips to 1 by itself as well)."""
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -237,6 +237,61 @@ def test_a_finished_run_can_be_made_longer(run_copy: Path, tmp_path: Path, capsy
     assert (run_copy / "summary.csv").read_text() == (tmp_path / "straight" / "summary.csv").read_text()
 
 
+def test_a_continued_run_follows_the_recipe_of_today(picture_tree: Path, tmp_path: Path) -> None:
+    """Decay and momentum are saved with an optimizer, but they are the recipe's to say."""
+    straight, changed = tmp_path / "straight", tmp_path / "changed"
+    words = ("--steps", STEPS, "--checkpoint.every_steps", 2, "--weight-decay", 0.01)
+    assert main(flags(picture_tree, *words, "--output-dir", straight)) == 0
+    middle = straight / "checkpoints" / "step-00000002.pt"
+    words = (*words, "--weight-decay", 0.5, "--momentum", 0.1)
+    assert main(flags(picture_tree, *words, "--output-dir", changed, "--resume", middle)) == 0
+    (group,) = read_last(changed)["optimizer"]["param_groups"]
+    assert (group["weight_decay"], group["momentum"]) == (0.5, 0.1)
+    assert not same_tensors(read_last(changed)["state_dict"], read_last(straight)["state_dict"])
+
+
+def test_a_checkpoint_with_a_key_of_old_goes_on(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = read_last(run_copy)
+    content["recipe"]["mix.cutmix_prob"] = content["recipe"].pop("mix.prob")
+    old = run_copy.parent / "old.pt"
+    torch.save(content, old)
+    assert main(["--output-dir", str(run_copy.parent / "longer"), "--resume", str(old), "--epochs", "2"]) == 0
+    assert "mix" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--scale", "0.5", "1", "--data.train_crop", "random_pad"), "data.train_scale: does nothing here; it needs"),
+        (("--darknet.angle_deg", "15"), "darknet.angle_deg: does nothing here; it needs data.train_crop darknet"),
+        (("--opt", "adamw", "--lr", "0.001", "--momentum", "0.8"), "optim.momentum: does nothing here"),
+        (("--decay-milestones", "1,2"), "schedule.milestones_epochs: does nothing here"),
+        (("--mixup-prob", "0.5"), "mix.prob: does nothing here"),
+        (
+            ("--data.start_px", "16", "--data.ramp_epochs", "[0, 9]"),
+            "the pictures grow until epoch 10 and the run has 1",
+        ),
+        (("--cutmix", "1", "--batch-size", "1"), "a batch of one picture has no other"),
+        (("--warmup-steps", "100"), "lr never gets to its peak"),
+    ],
+)
+def test_a_wish_that_does_nothing_is_told(
+    words: tuple[str, ...], said: str, picture_tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(picture_tree, "--dry-run", *words)) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert sum(said in line for line in warnings) == 1, warnings
+
+
+def test_what_a_base_says_in_vain_is_not_told(
+    picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base.yaml").write_text("data: {train_scale: [0.5, 1.0]}\n")
+    (tmp_path / "own.yaml").write_text("base: base.yaml\ndata: {train_crop: random_pad}\n")
+    assert main(flags(picture_tree, "--dry-run", "--recipe", tmp_path / "own.yaml")) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_an_older_checkpoint_goes_on_in_a_folder_of_its_own(picture_tree: Path, finished: Path, tmp_path: Path) -> None:
     """The run that went further keeps its checkpoints, and --resume auto finds what the new one saved."""
     first = tmp_path / "first"
@@ -646,6 +701,16 @@ def _resume_auto_with_damaged_checkpoints_only(folder: Path, data: Path) -> list
 @refused("model", "cspdarknet_tiny", "cspresnet_cifar", "--pretrained")
 def _resume_another_model(folder: Path, data: Path) -> list[str]:
     return flags(data, "--model", "cspresnet_cifar", *going_on(folder))
+
+
+@refused("its optimizer is sgd, this run's is adamw", "--pretrained")
+def _resume_with_another_optimizer(folder: Path, data: Path) -> list[str]:
+    return flags(data, "--opt", "adamw", *going_on(folder))
+
+
+@refused("schedule.min_lr", "above the peak of 0.005", "scaled to 8")
+def _lowest_lr_above_the_scaled_peak(folder: Path, data: Path) -> list[str]:
+    return flags(data, "--lr", "0.1", "--optim.lr_base_size", 160, "--min-lr", "0.01", *new(folder))
 
 
 @refused("number of classes", "4", "3")

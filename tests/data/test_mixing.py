@@ -191,6 +191,21 @@ def test_a_batch_gets_cutmix_or_mixup() -> None:
     assert counts["cutmix"] / 3000 == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 3000))
 
 
+@pytest.mark.parametrize("cfg", [MixRecipe(cutmix_alpha=1.0, blur_px=9), MixRecipe(mixup_alpha=0.4, blur_px=9)])
+def test_a_quarter_is_blurred_behind_cutmix_and_mixup_too(cfg: MixRecipe) -> None:
+    unblurred = MixRecipe(cutmix_alpha=cfg.cutmix_alpha, mixup_alpha=cfg.mixup_alpha)
+    original, targets = torch.randn(16, 3, 24, 24, generator=torch.Generator().manual_seed(0)), torch.eye(16)
+    blurred = []
+    for step in range(200):
+        images, soft = mix_batch(original.clone(), targets.clone(), generator_at(0, "mix", step), cfg)
+        sharp, same_soft = mix_batch(original.clone(), targets.clone(), generator_at(0, "mix", step), unblurred)
+        assert torch.equal(soft, same_soft)
+        for image, other in zip(images, sharp, strict=True):
+            blurred.append(not torch.equal(image, other))
+            assert image.std() < 0.5 * other.std() if blurred[-1] else True
+    assert np.mean(blurred) == pytest.approx(0.25, abs=0.03)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("num_classes", [2, 7, 1000])
 def test_smoothing_over_the_others_is_darknets(smoothing: float, num_classes: int) -> None:

@@ -241,4 +241,5 @@ def test_the_size_ramp_is_flat_then_straight_then_flat() -> None:
     sizes = [SizeRamp(96, 224, 2, 6).size_at(epoch) for epoch in range(10)]
     assert sizes == [96, 96, 96, 128, 160, 192, 224, 224, 224, 224]
     assert [SizeRamp(100, 190, 0, 3).size_at(epoch) for epoch in range(4)] == [100, 132, 164, 190]
+    assert [SizeRamp(100, 224, 0, 20).size_at(epoch) for epoch in (0, 18, 19, 20)] == [100, 196, 224, 224]
     assert [SizeRamp(64, 128, 3, 3).size_at(epoch) for epoch in range(5)] == [64, 64, 64, 128, 128]

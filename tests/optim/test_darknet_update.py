@@ -49,6 +49,16 @@ def test_rates_of_a_whole_training(total_steps: int, burn_in: int) -> None:
     assert expected[-1] == 0
 
 
+def test_rates_worked_out_by_hand() -> None:
+    """lr 0.1, burn-in 1,000, 800,000 iterations, power 4: the numbers themselves, no formula."""
+    first, before, at, middle, last = rates_of([0, 998, 999, 399_999, 799_999], 800_000, 1000)
+    assert first == pytest.approx(1e-13, rel=1e-7)
+    assert before == pytest.approx(0.0996005996001, rel=1e-7)
+    assert at == pytest.approx(0.09950093671948315, rel=1e-7)
+    assert middle == pytest.approx(0.00625, rel=1e-7)
+    assert last == 0
+
+
 @pytest.mark.parametrize("power", [1.0, 2.5, 4.0])
 @pytest.mark.parametrize(("total_steps", "burn_in"), [(60, 12), (60, 1), (60, 0), (30, 30), (25, 40)])
 def test_every_rate_of_a_short_training(total_steps: int, burn_in: int, power: float) -> None:

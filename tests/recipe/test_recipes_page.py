@@ -13,7 +13,7 @@ import torch
 
 import cspnet
 from cspnet.cli.flags import read_overrides, run_door
-from cspnet.cli.train import create_parser
+from cspnet.cli.train import _DESCRIPTION, create_parser
 from cspnet.errors import EXIT_DONE, EXIT_USER, UserError
 from cspnet.models.zoo import ZOO
 from cspnet.recipe.load import load_recipe
@@ -26,6 +26,32 @@ FOLDER = ROOT / "recipes"
 RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "base")
 IMAGENET = [path for path in RECIPES if load_recipe(path).recipe.data.train_px >= 224]
 PICTURES = 1_281_167
+CLAIMS = {
+    "deepspark/cspdarknet53.yaml": "76.644",
+    "darknet/csdarknet53.yaml": "77.2 / 93.6",
+    "darknet/csdarknet53_elastic.yaml": "76.1 / 93.3",
+    "darknet/csdarknet53_gamma.yaml": "77.8 / 94.4",
+    "darknet/csdarknet53_omega.yaml": "78.7 / 94.8",
+    "darknet/csmobilenet_v2.yaml": "67.7 / 88.3",
+    "darknet/csresnet50.yaml": "76.6 / 93.3",
+    "darknet/csresnet50_elastic.yaml": "76.8 / 93.5",
+    "darknet/csresnet50_gamma.yaml": "77.1 / 94.1",
+    "darknet/csresnet50_omega.yaml": "78.1 / 94.2",
+    "darknet/csresnext50.yaml": "77.9 / 94.0",
+    "darknet/csresnext50_blur.yaml": "77.5 / 93.8",
+    "darknet/csresnext50_cutmix.yaml": "78.0 / 94.3",
+    "darknet/csresnext50_elastic.yaml": "77.2 / 93.8",
+    "darknet/csresnext50_gamma.yaml": "78.5 / 94.8",
+    "darknet/csresnext50_mish.yaml": "78.9 / 94.5",
+    "darknet/csresnext50_mixup.yaml": "77.2 / 94.0",
+    "darknet/csresnext50_mosaic.yaml": "78.1 / 94.5",
+    "darknet/csresnext50_omega.yaml": "79.8 / 95.2",
+    "darknet/csresnext50_smoothing.yaml": "78.1 / 94.4",
+    "darknet/mobilenet_v2.yaml": "67.0 / 87.7",
+}
+"""Acc@1 / Acc@5 as published: the authors' README and imagenet/results.md, DeepSpark's README."""
+IMG_PER_S = {"cspdarknet53": 679.0, "cspresnet50": 1042.2, "cspdarknet53_mish": 1049.0}
+"""Training on an RTX 3090 (timm benchmark-train, AMP, channels last, 256 px); the last on 8 BI-V100 (DeepSpark)."""
 HEAD = "# A title\n#\n# Source: ours,\n#   all of it.\n# Claim: none: x\n# Cost: 1\n# Command: a\nmodel:\n"
 
 
@@ -114,9 +140,47 @@ def test_a_claim_is_a_figure_with_its_size_and_source_or_a_reason(path: Path) ->
     assert int(figure[3]) == (recipe.data.val_px or recipe.data.train_px)
     row = ZOO[recipe.model.name]
     assert row.status == "exact", "a reconstruction has not earned its figure"
+    if name_of(path) in CLAIMS:
+        assert " / ".join(figure[i] for i in (1, 2) if figure[i]) == CLAIMS[name_of(path)]
     is_the_plain_training = path.stem in (recipe.model.name, recipe.model.name.removesuffix("_darknet"))
     if is_the_plain_training and row.published is not None:
         assert (float(figure[1]), float(figure[2])) == (row.published.acc1, row.published.acc5)
+
+
+def test_every_published_training_claims_its_figure() -> None:
+    assert set(CLAIMS) <= {name_of(path) for path in IMAGENET}
+    claimed = {name_of(path) for path in IMAGENET if not fields_of(path)["Claim"].startswith("none")}
+    assert claimed - set(CLAIMS) <= {
+        f"darknet/{name}.yaml" for name in ("darknet53", "resnet10", "resnet50", "resnext50")
+    }
+
+
+def test_hours_are_pictures_by_the_rate_that_is_cited() -> None:
+    counted = 0
+    for path in IMAGENET:
+        cost = " ".join(fields_of(path)["Cost"].split())
+        if (hours := re.search(r"; ([\d.]+) hours of .* at (?:timm's|DeepSpark's) ([\d,.]+) img/s", cost)) is None:
+            assert "hour" not in cost
+            continue
+        recipe = load_recipe(path).recipe
+        steps, batch = planned(recipe, 1)
+        rate = float(hours[2].replace(",", ""))
+        assert rate == IMG_PER_S[recipe.model.name]
+        assert recipe.data.train_px == (224 if "DeepSpark" in cost else 256)
+        assert hours[1] == f"{steps * batch / rate / 3600:.1f}"
+        counted += 1
+    assert counted == 5
+
+
+def test_the_commands_of_help_and_readme_take_the_batch_of_their_recipe() -> None:
+    text = (_DESCRIPTION + (ROOT / "README.md").read_text()).replace("\\\n", " ").replace("/data/imagenet", "DIR")
+    commands = re.findall(
+        r"^ *(torchrun --nproc_per_node=\d+ train.py --recipe .*? --data-path DIR)", text, re.MULTILINE
+    )
+    assert len(commands) >= 2
+    for command in commands:
+        file, recipe, processes = run_by(" ".join(command.split()))
+        assert planned(recipe, processes) == planned(load_recipe(ROOT / file).recipe, 1), command
 
 
 def test_the_page_is_what_the_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,13 +63,6 @@ def test_it_trains_two_steps(path: Path, picture_tree: Path) -> None:
     assert trained == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
-def test_its_header_says_source_claim_and_cost(path: Path) -> None:
-    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    for word in ("Source:", "Claim:", "Cost:"):
-        assert any(line.startswith(f"# {word}") for line in comments), word
-
-
 def test_the_default_is_a_recipe_too() -> None:
     assert load_recipe(ROOT / "recipes" / "cspdarknet53.yaml").recipe == Recipe()
 

@@ -38,7 +38,7 @@ def test_runs_are_made_once_and_summed_up(
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["recipe"], row["seed"]) for row in rows] == [
-        ("averaged", "1"), ("averaged", "2"), ("plain", "1"), ("plain", "2"),
+        ("plain", "1"), ("plain", "2"), ("averaged", "1"), ("averaged", "2"),
     ]  # fmt: skip
     table = (folder / "results.md").read_text()
     assert done.stdout.endswith(table)
@@ -71,6 +71,10 @@ def test_bad_input_is_one_line(picture_tree: Path, recipes: list[Path], tmp_path
     twin = tmp_path / "other" / "plain.yaml"
     twin.write_text(SMALL)
     words = ("--data-path", picture_tree, "--output-dir", tmp_path / "runs")
+    done = run_script("scripts/repeat_runs.py", recipes[0], *words, "--", "--dry-run", "--workers", 0)
+    assert done.returncode == 2
+    assert "has not validated" in done.stderr.splitlines()[-1]
+    (tmp_path / "runs").rmdir()
     for case, said in (
         ((recipes[0], twin, *words), "has the same name"),
         ((tmp_path / "gone.yaml", *words), "no such recipe"),
