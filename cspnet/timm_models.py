@@ -23,6 +23,7 @@ from torch import nn
 
 from cspnet.errors import ModelError
 from cspnet.models.zoo import ZOO, create_model
+from cspnet.weights.preprocessing import Preprocessing, darknet_preprocessing, published_preprocessing
 
 __all__ = ["REGISTERED", "SKIPPED"]
 
@@ -48,8 +49,19 @@ def _describe(name: str) -> dict[str, Any]:
         "first_conv": "stem.conv1.conv",
         "classifier": "head.fc",
     }
-    if entry.spec.init == "darknet":  # Darknet's pictures are RGB / 255 and whole
-        described |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "crop_pct": 1.0, "interpolation": "bilinear"}
+    pictures: Preprocessing | None = None
+    if entry.spec.init == "darknet":
+        pictures = darknet_preprocessing(entry.input_px)
+    elif name == "cspdarknet53_mish":
+        pictures = published_preprocessing("deepspark", "cspdarknet53")
+    if pictures is not None:
+        described |= {
+            "input_size": (entry.spec.in_chs, pictures.size_px, pictures.size_px),
+            "mean": pictures.mean,
+            "std": pictures.std,
+            "crop_pct": pictures.crop_ratio,
+            "interpolation": pictures.interpolation,
+        }
     return described
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cspnet.cli.flags import FlagParser, non_empty_path, run_door
+from cspnet.cli.flags import FlagParser, join_tokens, non_empty_path, run_door
 from cspnet.errors import EXIT_DONE, UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ ENDINGS = {
 """Where --to can lead, and how such files end."""
 
 
-def check_target(source: Path, target: Path, layout: str) -> None:
+def check_target(target: Path, layout: str) -> None:
     """Find out before the work whether the result can be written.
 
     Raises:
@@ -57,8 +57,8 @@ def describe(content: Any, weights: Weights, name: str, options: Mapping[str, An
     from cspnet.weights.match import describes_itself
 
     if describes_itself(content):
-        keys = ("arch", "num_classes", "classes", "recipe", "eval_cfg", "seen")
-        return {key: content[key] for key in keys if key in content}
+        keys = ("arch", "num_classes", "classes", "recipe", "eval_cfg")
+        return {key: content[key] for key in keys if key in content} | {"seen": weights.seen}
     recipe: dict[str, Any] = {"model.name": name, "model.options": dict(options)}
     about: dict[str, Any] = {"arch": name, "num_classes": num_classes, "classes": [], "seen": weights.seen}
     if weights.preprocessing is not None:
@@ -75,6 +75,7 @@ def write(target: Path, model: nn.Module, layout: str, about: Mapping[str, Any],
         UserError: the file cannot be written.
     """
     import torch
+    from safetensors import SafetensorError
 
     from cspnet.runtime.files import replacing, write_atomically
     from cspnet.weights.darknet import darknet_bytes
@@ -96,8 +97,9 @@ def write(target: Path, model: nn.Module, layout: str, about: Mapping[str, Any],
         content: Any = {"timm": state, "mmpretrain": {"meta": {}, "state_dict": state}, "deepspark": {"model": state}}
         with replacing(target) as temporary:
             torch.save(content[layout], temporary)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise UserError(f"{target}: cannot be written: {reason}") from error
 
 
 def main() -> int:
@@ -107,6 +109,9 @@ def main() -> int:
     parser.add_argument("target", type=non_empty_path, metavar="OUT", help="file to write; it must not be there")
     parser.add_argument("--to", choices=tuple(ENDINGS), required=True, help="layout of OUT")
     parser.add_argument("--model", metavar="NAME", help="model of a file that does not name it")
+    parser.add_argument(
+        "--model-kwargs", nargs="+", metavar="KEY=VALUE", help="options of --model, such as activation=mish"
+    )
     parser.add_argument("--source", dest="layout", default="auto", metavar="NAME", help="layout of IN [%(default)s]")
     parser.add_argument("--num-classes", type=int, metavar="N", help="classes in IN, if it is Darknet's [1000]")
     parser.add_argument("--which", default="auto", metavar="NAME", help="raw, ema, or auto: ema where there is one")
@@ -116,7 +121,7 @@ def main() -> int:
         raise UserError("--seen is for Darknet's header; leave it out or use --to darknet")
     if args.seen is not None and not 0 <= args.seen < 2**64:
         raise UserError(f"--seen {args.seen}: use a number from 0 to 2**64 - 1")
-    check_target(args.source, args.target, args.to)
+    check_target(args.target, args.to)
 
     import torch  # here, because it takes seconds and --help does not need it
 
@@ -130,15 +135,17 @@ def main() -> int:
             raise UserError(f"{flag} {value}: use {', '.join(known)}")
     where = str(args.source)
     content = read_weight_file(args.source, args.layout)
-    name, options = args.model, {}
+    name, options = args.model, join_tokens(args.model_kwargs) if args.model_kwargs else {}
+    if not isinstance(options, dict):
+        raise UserError(f"--model-kwargs {options}: expected options such as activation=mish")
     if describes_itself(content):
-        name, options = content["arch"], content["recipe"].get("model.options", {})
+        name, options = content["arch"], content["recipe"].get("model.options", {}) | options
         if args.model not in (None, name):
             raise UserError(f"{where}: holds {name}, not {args.model}; leave --model out")
     if name is None:
         raise UserError(f"{where}: does not say which model it holds; name it with --model NAME")
     if name.startswith(CFG_PREFIX) and "text" not in options:
-        options = {"text": read_cfg_text(name)}  # so that the result is complete without the cfg file
+        options = {"text": read_cfg_text(name), **options}  # so that the result is complete without the cfg file
     with torch.device("meta"):
         template = create_model(name, **options)
     weights = match_weights(

@@ -16,7 +16,7 @@ from cspnet.data.index import SampleIndex, find_split, open_index
 from cspnet.data.loader import BadImage, EvalLoader, EvalPictures, TrainLoader, TrainPictures, default_workers
 from cspnet.data.mixing import Normalizer
 from cspnet.data.sampler import BatchPlan
-from cspnet.data.transforms import EvalTransform, build_train_transform
+from cspnet.data.transforms import EvalTransform, build_sizes, build_train_transform
 from cspnet.errors import DataError, DeviceError, ModelError, RecipeError
 from cspnet.evaluation.evaluate import evaluate
 from cspnet.evaluation.metrics import EvalResult
@@ -66,6 +66,10 @@ class EvalGeometry:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     exif: str
+
+    def is_for(self, pictures: Preprocessing) -> bool:
+        """Whether it makes the pictures that weights were made for."""
+        return all(getattr(self, name) == value for name, value in vars(pictures).items())
 
     def __str__(self) -> str:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
@@ -225,7 +229,7 @@ def _check_input(recipe: Recipe, model: nn.Module, device: torch.device) -> None
     model.eval()
     try:
         data = recipe.data
-        for side in sorted({data.start_px or data.train_px, data.train_px, data.val_px or data.train_px}):
+        for side in sorted({*build_sizes(data).sizes(), data.train_px, data.val_px or data.train_px}):
             with torch.inference_mode():
                 model(torch.zeros(1, 3, side, side, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:

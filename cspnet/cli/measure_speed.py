@@ -123,9 +123,12 @@ def measure_side_by_side(sizes_px: Mapping[str, int], trial: Trial) -> dict[str,
         sizes_px: {name: side of the picture} of networks that fit on the device together.
         trial: how.
     Raises:
-        DeviceError: the batch does not fit into memory.
+        DeviceError: the batch does not fit into memory, or a size is not from 8 to 4096 px.
         ModelError: a network that cannot be trained on such a batch.
     """
+    for name, input_px in sizes_px.items():
+        if not 8 <= input_px <= 4096:
+            raise DeviceError(f"{name}: pictures of {input_px} px cannot be measured; give --size 8 to 4096")
     try:
         peaks = {name: _Subject(name, input_px, trial).measure_peak() for name, input_px in sizes_px.items()}
         subjects = {name: _Subject(name, input_px, trial) for name, input_px in sizes_px.items()}
@@ -137,7 +140,9 @@ def measure_side_by_side(sizes_px: Mapping[str, int], trial: Trial) -> dict[str,
                 if repeat:  # the first round warms up
                     forward[name].append(speeds[0])
                     training[name].append(speeds[1])
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise DeviceError(
             f"--batch-size {trial.batch_size}: {', '.join(sizes_px)} do not fit on {trial.device} together; use less"
         ) from error

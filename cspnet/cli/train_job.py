@@ -137,6 +137,12 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
             num_classes=recipe.model.pretrained_classes,
         )
         context.console.say(str(report))
+        geometry = build.build_geometry(recipe.data)
+        if context.job.test_only and report.preprocessing and not geometry.is_for(report.preprocessing):
+            context.console.warn(
+                f"the pictures are those of the recipe ({geometry}), not those that the weights were made for; "
+                "validate.py --weights FILE takes these"
+            )
     if recipe.train.sync_bn:
         model = build.convert_sync_bn(model, context.device)
     state = build.build_state(recipe, model, context.world, context.device, context.amp_dtype)

@@ -38,6 +38,9 @@ def create_parser() -> FlagParser:
     )
     what.add_argument("--model", "-a", "--arch", metavar="NAME", help="model of a weight file that does not name it")
     what.add_argument(
+        "--model-kwargs", nargs="+", metavar="KEY=VALUE", help="options of the model, such as activation=mish"
+    )
+    what.add_argument(
         "--num-classes", type=int, metavar="N", help="classes in a Darknet .weights file, which does not say it [1000]"
     )
     what.add_argument(
@@ -82,6 +85,7 @@ def _validate(argv: Sequence[str]) -> int:
 
     overrides = {
         "model.name": args.model,
+        "model.options": args.model_kwargs and join_tokens(args.model_kwargs),
         "data.root": root,
         "data.format": args.data_format,
         "data.val": args.val_split,

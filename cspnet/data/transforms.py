@@ -15,7 +15,7 @@ from PIL import Image
 from cspnet.data.darknet import DarknetView
 from cspnet.data.decode import crop_resize, pad, resize
 from cspnet.data.policies import Policy, build_policy
-from cspnet.recipe.schema import Recipe
+from cspnet.recipe.schema import DataRecipe, Recipe
 
 __all__ = [
     "EvalTransform",
@@ -107,6 +107,10 @@ class SizeRamp:
     first_epoch: int = 0
     last_epoch: int = 0
 
+    def sizes(self) -> list[int]:
+        """All sizes, in rising order."""
+        return sorted({self.size_at(epoch) for epoch in range(self.last_epoch + 1)})
+
     def size_at(self, epoch: int) -> int:
         """start_px up to first_epoch, end_px from last_epoch on, in between a straight line in steps of 32 px."""
         if epoch >= self.last_epoch:
@@ -154,6 +158,11 @@ class EvalTransform:
         return np.asarray(image.crop((left, top, left + self.size_px, top + self.size_px)))
 
 
+def build_sizes(cfg: DataRecipe) -> SizeRamp:
+    """The recipe's side of a training picture, by epoch."""
+    return SizeRamp(cfg.start_px or cfg.train_px, cfg.train_px, *cfg.ramp_epochs)
+
+
 def build_train_transform(recipe: Recipe) -> TrainTransform:
     """The training transform of a recipe."""
     cfg = recipe.data
@@ -164,6 +173,6 @@ def build_train_transform(recipe: Recipe) -> TrainTransform:
     }
     return TrainTransform(
         view=views[cfg.train_crop],
-        sizes=SizeRamp(cfg.start_px or cfg.train_px, cfg.train_px, *cfg.ramp_epochs),
+        sizes=build_sizes(cfg),
         policy=build_policy(recipe.augment, cfg.mean, cfg.train_px),
     )

@@ -409,7 +409,7 @@ class DarknetCfgNet(nn.Module):
         """Side of the square input the file is for, in pixels."""
         if net.whole("width") != self.input_px:
             raise net.error(f"expected a square input, height={self.input_px}", "width")
-        self.in_chs = net.whole("channels", at_least=1)
+        self.in_chs = net.whole("channels", at_least=1, at_most=_MOST_CHS)
         if not sections:
             raise net.error("the file has no layers")
         kinds = [_check(section) for section in sections]

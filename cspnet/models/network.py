@@ -18,7 +18,7 @@ __all__ = ["CspNet", "CspNetFeatures", "FeatureInfo"]
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """Where a backbone's outputs come from, in order; the calls are those of timm's FeatureInfo."""
+    """Where a backbone's outputs come from, in order: channels(), reduction() and module_name() as in timm."""
 
     names: tuple[str, ...]
     widths: tuple[int, ...]

@@ -57,6 +57,8 @@ class ModelRow:
     input_px: int
     complexity: Complexity
     published: Published | None
+    source: str = ""
+    """Where its graph is from; empty for networks from elsewhere, whose names say it."""
     baseline: ModelRow | None = None
     speed: Speed | None = None
 
@@ -84,8 +86,8 @@ def build_row(name: str, size_px: int | None = None, baseline: ModelRow | None =
     except ModelError as error:
         raise ModelError(f"model {name}: {error}") from error
     if entry is None:
-        return ModelRow(name, "", input_px, complexity, None, baseline)
-    return ModelRow(name, entry.status, input_px, complexity, entry.published, baseline)
+        return ModelRow(name, "", input_px, complexity, None, baseline=baseline)
+    return ModelRow(name, entry.status, input_px, complexity, entry.published, entry.source, baseline)
 
 
 def build_rows(groups: Iterable[Sequence[str]], size_px: int | None = None) -> list[ModelRow]:
@@ -160,7 +162,16 @@ def _throughput(row: ModelRow, read: Callable[[Speed], Sequence[float]]) -> str:
 def _memory(row: ModelRow) -> str:
     if row.speed is None or row.speed.peak_bytes is None:
         return "not measured"
-    return f"{row.speed.peak_bytes / 2**30:.2f}"
+    ratio = _peak_ratio(row)
+    return f"{row.speed.peak_bytes / 2**30:.2f}" + (f" x{ratio:.2f}" if ratio else "")
+
+
+def _peak_ratio(row: ModelRow) -> float | None:
+    """How many times the baseline's memory."""
+    base = row.baseline.speed if row.baseline else None
+    if row.speed is None or base is None or row.speed.peak_bytes is None or base.peak_bytes is None:
+        return None
+    return row.speed.peak_bytes / base.peak_bytes
 
 
 def _table(rows: Sequence[ModelRow]) -> tuple[list[list[str]], list[str]]:
@@ -171,13 +182,14 @@ def _table(rows: Sequence[ModelRow]) -> tuple[list[list[str]], list[str]]:
         "baseline": lambda row: row.baseline.name if row.baseline else "",
         "status": lambda row: row.status,
         "px": lambda row: str(row.input_px),
-        "params M": lambda row: f"{row.complexity.params / 1e6:.2f}",
+        "params M": lambda row: _cost(row, lambda cost: cost.params / 1e6, 2),
         "conv weights M": lambda row: _cost(row, lambda cost: cost.conv_weights / 1e6, 2),
-        "GMACs": lambda row: f"{row.complexity.macs / 1e9:.3f}",
+        "GMACs": lambda row: _cost(row, lambda cost: cost.macs / 1e9, 3),
         "BFLOPs": lambda row: _cost(row, lambda cost: cost.bflops, 3),
-        "activations M": lambda row: f"{row.complexity.activations / 1e6:.2f}",
-        "CIO M": lambda row: f"{row.complexity.cio / 1e6:.2f}",
+        "activations M": lambda row: _cost(row, lambda cost: cost.activations / 1e6, 2),
+        "CIO M": lambda row: _cost(row, lambda cost: cost.cio / 1e6, 2),
         "published Acc@1 / 5": lambda row: _accuracy(row, sources),
+        "graph from": lambda row: row.source,
     }
     if any(row.speed for row in rows):
         columns["forward images/s"] = lambda row: _throughput(row, lambda speed: speed.forward)
@@ -220,15 +232,13 @@ def _csv_fields(row: ModelRow) -> dict[str, object]:
         "model": row.name,
         "baseline": base and base.name,
         "status": row.status,
+        "source": row.source,
         "input_px": row.input_px,
-        "params": cost.params,
-        "conv_weights": cost.conv_weights,
-        "conv_weights_ratio": base and cost.conv_weights / base.complexity.conv_weights,
-        "macs": cost.macs,
-        "bflops": cost.bflops,
-        "bflops_ratio": base and cost.bflops / base.complexity.bflops,
-        "activations": cost.activations,
-        "cio": cost.cio,
+    }
+    for name in ("params", "conv_weights", "macs", "bflops", "activations", "cio"):
+        fields[name] = getattr(cost, name)
+        fields[f"{name}_ratio"] = base and getattr(cost, name) / getattr(base.complexity, name)
+    fields |= {
         "published_conv_weights_m": paper and paper.conv_weights_m,
         "published_bflops": paper and paper.bflops,
         "published_acc1": paper and paper.acc1,
@@ -244,4 +254,5 @@ def _csv_fields(row: ModelRow) -> dict[str, object]:
     fields["repeats"] = len(speed.forward) if speed else None
     fields["conditions"] = speed and speed.conditions
     fields["peak_memory_bytes"] = speed and speed.peak_bytes
+    fields["peak_memory_ratio"] = _peak_ratio(row)
     return fields

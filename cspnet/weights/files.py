@@ -110,5 +110,9 @@ def verify_checksum(path: Path) -> None:
         return
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{checksum_file(path)}: cannot read the checksum") from error
-    if hash_file(path) not in [line.split(" ")[0] for line in lines]:
+    try:
+        digest = hash_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read it: {error.strerror}") from error
+    if digest not in [line.split(" ")[0] for line in lines]:
         raise CheckpointError(f"{path}: damaged: its checksum is not the one in {checksum_file(path).name}")

@@ -13,7 +13,7 @@ Source: timm/models/cspnet.py; mmpretrain/models/backbones/cspnet.py; DeepSparkH
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "find_graph",
     "import_state",
     "reorder_parts",
+    "same_layers",
 ]
 
 
@@ -120,7 +121,12 @@ def find_graph(model: nn.Module, names: Iterable[str]) -> str:
     """The first of these rows of the zoo that has the model's layers, in either order of concatenation; "" if none."""
     if not isinstance(model, CspNet):
         return ""
-    return next((name for name in names if _layers(ZOO[name].spec) == _layers(model.spec)), "")
+    return next((name for name in names if same_layers(ZOO[name].spec, model.spec)), "")
+
+
+def same_layers(spec: NetworkSpec, other: NetworkSpec) -> bool:
+    """Whether two networks have the same layers, in either order of concatenation."""
+    return _layers(spec) == _layers(other)
 
 
 def _layers(spec: NetworkSpec) -> tuple[Any, ...]:
@@ -187,9 +193,13 @@ def check_names(where: str, missing: Sequence[str], leftover: Sequence[str]) -> 
             raise CheckpointError(f"{where}: weights of another model: it {problem} {keys[0]}{more}")
 
 
-def import_state(state: Mapping[str, Tensor], model: nn.Module, layout: Layout, where: str) -> dict[str, Tensor]:
+def import_state(
+    state: Mapping[str, Tensor], model: nn.Module, layout: Layout, where: str, needed: Collection[str]
+) -> dict[str, Tensor]:
     """Tensors under another project's names -> under ours, in the model's order of concatenation.
 
+    Args:
+        needed: our keys that have to be there; the model's others may be absent.
     Raises:
         CheckpointError: the project has no such network; names are missing or left over; parts that do not fit.
     """
@@ -198,12 +208,9 @@ def import_state(state: Mapping[str, Tensor], model: nn.Module, layout: Layout, 
     state = {key.replace("downsamper_conv", "downsample_conv"): value for key, value in state.items()}  # mmcls 0.23
     own = model.state_dict()
     names = {key: layout.rename(key, graph) for key in own}
-    wanted = [name for key in own for name in names[key]]
-    check_names(
-        where,
-        [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")],
-        sorted(state.keys() - set(wanted)),
-    )
+    missing = [name for key in own if key in needed for name in names[key] if name not in state]
+    leftover = state.keys() - {name for key in own for name in names[key]}
+    check_names(where, [name for name in missing if not name.endswith("num_batches_tracked")], sorted(leftover))
     result = {}
     for key, theirs in names.items():
         parts = [state[name] for name in theirs if name in state]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from cspnet.errors import CheckpointError
 from cspnet.models.darknet_cfg import DarknetCfgNet
-from cspnet.models.network import CspNet, CspNetFeatures
 from cspnet.weights.layouts import check_names
 from cspnet.weights.match import SOURCES, WHICH, match_weights, read_weight_file
 from cspnet.weights.preprocessing import Preprocessing
@@ -74,16 +73,6 @@ def _classifier(model: nn.Module) -> str:
     if isinstance(model, DarknetCfgNet):
         return model.classifier_name
     return next(reversed([name for name, module in model.named_modules() if isinstance(module, nn.Linear)]), "")
-
-
-def _find_behind(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Keys of what stands behind the outputs of a backbone, or of a network without a classifier."""
-    if isinstance(model, CspNetFeatures):
-        own = tuple(f"stages.{i}." for i in range(len(model.stages)))
-        return [key for key in state if not key.startswith(("stem.", *own))]
-    if isinstance(model, CspNet) and not model.num_classes:
-        return [key for key in state if key.startswith("head.fc.")]
-    return []
 
 
 def _find_new_head(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -156,7 +145,7 @@ def load_weights(
 
     A classifier with another number of classes keeps its fresh values, what stands behind a backbone's outputs is left
     out, and the report says so. Nothing else may be missing or left over, but for BatchNorm's batch counters, which old
-    files and Darknet's do not have. A backbone takes files under our names or timm's.
+    files and Darknet's do not have.
 
     Args:
         model: the model to fill.
@@ -173,8 +162,8 @@ def load_weights(
     where = str(path)
     content = read_weight_file(Path(path), source)
     weights = match_weights(content, model, source=source, which=which, num_classes=num_classes, where=where)
-    leftover = dict.fromkeys(_find_behind(model, weights.state), "behind the model's outputs")
-    state = {key: value for key, value in weights.state.items() if key not in leftover}
+    leftover = dict.fromkeys(weights.behind, "behind the model's outputs")
+    state = weights.state
     head = load_state_dict(model, state, where=where, replace_head=True)
     own = model.state_dict()
     leftover |= {key: f"{len(state[key])} classes, the model has {len(own[key])}" for key in head}

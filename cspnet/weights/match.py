@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from cspnet.errors import CheckpointError
 from cspnet.models.darknet_cfg import DarknetCfgNet
-from cspnet.models.network import CspNet
+from cspnet.models.network import CspNet, CspNetFeatures
+from cspnet.models.rows import darknet_cfgs
+from cspnet.models.spec import Activation, NetworkSpec
 from cspnet.models.zoo import ZOO, create_model
 from cspnet.weights.darknet import DarknetFile, find_darknet_graph, read_darknet, state_from_darknet
 from cspnet.weights.files import read_tensors
-from cspnet.weights.layouts import LAYOUTS, detect_layout, find_graph, import_state, reorder_parts
+from cspnet.weights.layouts import LAYOUTS, detect_layout, find_graph, import_state, reorder_parts, same_layers
 from cspnet.weights.preprocessing import (
     Preprocessing,
     darknet_preprocessing,
@@ -55,8 +57,10 @@ class Weights:
     """What its pictures have to look like; None if neither the file nor its publisher says."""
     warnings: tuple[str, ...] = ()
     """Why the network's outputs may not be those of the file's author."""
+    behind: tuple[str, ...] = ()
+    """What the file holds besides, of layers behind the outputs of a backbone or of a network without a classifier."""
     seen: int = 0
-    """Pictures it has been trained on, as Darknet's header says."""
+    """Pictures it has been trained on, as Darknet's header or our checkpoint says; 0 where nothing does."""
 
 
 def read_weight_file(path: Path, source: str = "auto") -> Mapping[str, Any] | DarknetFile:
@@ -130,6 +134,31 @@ def match_weights(
     Raises:
         CheckpointError: weights of another model, or with another number of classes than num_classes.
     """
+    whole, own = _complete(model), model.state_dict()
+    weights = _match(content, whole, frozenset(own), source, which, num_classes, where)
+    behind = [key for key in whole.state_dict() if key in weights.state and key not in own]
+    state = {key: value for key, value in weights.state.items() if key not in behind}
+    return replace(weights, state=state, behind=tuple(behind))
+
+
+def _complete(model: nn.Module) -> nn.Module:
+    """The network with all of its stages and a classifier, on the meta device: what a file usually holds."""
+    if isinstance(model, CspNetFeatures) or (isinstance(model, CspNet) and not model.num_classes):
+        with torch.device("meta"):
+            return CspNet(model.spec, 1000)
+    return model
+
+
+def _match(
+    content: Mapping[str, Any] | DarknetFile,
+    model: nn.Module,
+    needed: frozenset[str],
+    source: str,
+    which: str,
+    num_classes: int | None,
+    where: str,
+) -> Weights:
+    """As `match_weights`, of a whole network; of its tensors a file may lack those that are not needed."""
     if isinstance(content, DarknetFile):
         if which == "ema":
             raise CheckpointError(f"{where}: holds no moving average of the weights")
@@ -150,7 +179,7 @@ def match_weights(
     preprocessing = published_preprocessing(layout, find_graph(model, theirs.graphs))
     return Weights(
         layout,
-        import_state(state, model, theirs, where),
+        import_state(state, model, theirs, where, needed),
         is_average,
         preprocessing,
         _compare_activations(model, theirs.activation, theirs.leaky_slope, theirs.title),
@@ -174,11 +203,18 @@ def _match_own(content: Mapping[str, Any], state: dict[str, Tensor], model: nn.M
             saved = create_model(content["arch"], **content["recipe"].get("model.options", {}))
         assert isinstance(saved, CspNet)
         block_first = any(stage.block_first for stage in saved.spec.stages)
-        if find_graph(model, [content["arch"]]):
+        if same_layers(saved.spec, model.spec):
             state = reorder_parts(state, model.spec, file_block_first=block_first, reading=True)
         warnings = _compare_activations(model, saved.spec.activation, saved.spec.leaky_slope, "the saved network")
     preprocessing = saved_preprocessing(content.get("eval_cfg"))
-    return Weights("cspnet", state, is_average, preprocessing, warnings, content.get("seen", 0))
+    return Weights("cspnet", state, is_average, preprocessing, warnings, seen=_count_seen(content))
+
+
+def _count_seen(content: Mapping[str, Any]) -> int:
+    """Pictures a checkpoint has been trained on."""
+    if "progress" in content:
+        return int(content["progress"]["step"]) * int(content["global_batch_size"])
+    return int(content.get("seen", 0))
 
 
 def _match_darknet(file: DarknetFile, model: nn.Module, where: str, num_classes: int | None) -> Weights:
@@ -187,10 +223,17 @@ def _match_darknet(file: DarknetFile, model: nn.Module, where: str, num_classes:
     if isinstance(model, DarknetCfgNet):
         size_px = model.input_px
     else:
+        assert isinstance(model, CspNet)
         size_px = ZOO[find_darknet_graph(model)].input_px
-        if isinstance(model, CspNet) and model.spec.activation == "leaky_relu":
-            warnings += _compare_activations(model, "leaky_relu", 0.1, "Darknet")
-    return Weights("darknet", state, False, darknet_preprocessing(size_px), warnings, file.seen)
+        specs = [row.spec for row in darknet_cfgs.ROWS.values() if same_layers(row.spec, model.spec)]
+        if not any(_activation(spec) == _activation(model.spec) for spec in specs):  # leaky or Mish: the file hides it
+            warnings += _compare_activations(model, *_activation(specs[0]), "Darknet")
+    return Weights("darknet", state, False, darknet_preprocessing(size_px), warnings, seen=file.seen)
+
+
+def _activation(spec: NetworkSpec) -> tuple[Activation, float]:
+    """Name and slope; the slope is 0 where the activation has none."""
+    return spec.activation, spec.leaky_slope if spec.activation == "leaky_relu" else 0.0
 
 
 def _compare_activations(model: nn.Module, activation: str, leaky_slope: float, owner: str) -> tuple[str, ...]:

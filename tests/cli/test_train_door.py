@@ -400,6 +400,16 @@ def test_pretrained_starts_from_the_weights(picture_tree: Path, finished: Path, 
     assert all(torch.equal(before[key], after[key]) for key in names)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_test_says_when_the_pictures_are_not_those_of_the_weights(
+    told: bool, finished: Path, picture_tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = finished / "checkpoints" / "last.pt"
+    size = ("--crop-pct", "0.5") if told else ()
+    assert main(flags(picture_tree, "--test-only", "--pretrained", weights, *size)) == 0
+    assert ("not those that the weights were made for" in capsys.readouterr().err) is told
+
+
 def test_another_split_into_micro_batches_may_go_on(
     run_copy: Path, picture_tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -701,6 +711,12 @@ def _resume_auto_with_damaged_checkpoints_only(folder: Path, data: Path) -> list
 @refused("model", "cspdarknet_tiny", "cspresnet_cifar", "--pretrained")
 def _resume_another_model(folder: Path, data: Path) -> list[str]:
     return flags(data, "--model", "cspresnet_cifar", *going_on(folder))
+
+
+@refused("csresnet50_elastic", "cannot take RGB pictures of 96 px")
+def _size_on_the_way_that_the_network_cannot_take(folder: Path, data: Path) -> list[str]:
+    sizes = ("--data.start_px", 64, "--img-size", 128, "--data.ramp_epochs", "[0, 4]")
+    return flags(data, "--model", "csresnet50_elastic", *sizes, *new(folder))
 
 
 @refused("its optimizer is sgd, this run's is adamw", "--pretrained")

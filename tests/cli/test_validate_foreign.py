@@ -174,3 +174,15 @@ def test_bad_input_is_one_line(pictures: Path, capsys: pytest.CaptureFixture[str
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("validate.py: error: ")
     assert said in line
+
+
+def test_options_of_the_model_follow_the_advice(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Darknet's weights in timm's graph: the warning says with which options the outputs are Darknet's."""
+    model = build_scrambled("csdarknet53", 1, num_classes=4)
+    Path("theirs.weights").write_bytes(darknet_bytes(model, "theirs"))
+    words = ("--model", "cspdarknet53", "--weights", "theirs.weights", "--num-classes", 4, "--img-size", 64)
+    validate(pictures, *words)
+    assert "build it with activation=leaky_relu, leaky_slope=0.1" in capsys.readouterr().err
+    result = validate(pictures, *words, "--model-kwargs", "activation=leaky_relu", "leaky_slope=0.1")
+    assert capsys.readouterr().err == ""
+    check(result, geometry(64, 1.0, "bilinear", (0, 0, 0), (1, 1, 1)), model, pictures)

@@ -77,9 +77,12 @@ def test_every_row_is_described_to_timm(name: str) -> None:
     assert isinstance(first, nn.Conv2d) and first.in_channels == 3
     assert first is next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     data = resolve_model_data_config(model)
-    assert data["input_size"] == (3, entry.input_px, entry.input_px)
+    side = 224 if name == "cspdarknet53_mish" else entry.input_px
+    assert data["input_size"] == (3, side, side)
     if entry.spec.init == "darknet":
         assert (data["mean"], data["std"], data["crop_pct"]) == ((0, 0, 0), (1, 1, 1), 1.0)
+    elif name == "cspdarknet53_mish":
+        assert (data["crop_pct"], data["interpolation"]) == (0.875, "bilinear")
     else:
         assert (data["mean"], data["std"]) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 

@@ -15,22 +15,23 @@ from tests.conftest import ROOT
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Table = dict[str, dict[str, str]]
 
-# (name, #Parameter in millions, BFLOPs) as printed. Source: the README of WongKinYiu/CrossStagePartialNetworks.
+# (name, #Parameter in millions, BFLOPs, Acc@1 / Acc@5) as printed.
+# Source: the README of WongKinYiu/CrossStagePartialNetworks.
 README = [
-    ("darknet53", "41.57", "18.57"),
-    ("csdarknet53", "27.61", "13.07"),
-    ("csdarknet53_elastic", None, "7.74"),
-    ("resnet50_darknet", "22.73", "9.74"),
-    ("csresnet50", "21.57", "8.97"),
-    ("csresnet50_elastic", None, "9.36"),
-    ("resnext50_darknet", "22.19", "10.11"),
-    ("csresnext50", "20.50", "7.93"),
-    ("csresnext50_elastic", None, "5.45"),
+    ("darknet53", "41.57", "18.57", "77.2 / 93.8"),
+    ("csdarknet53", "27.61", "13.07", "77.2 / 93.6"),
+    ("csdarknet53_elastic", None, "7.74", "76.1 / 93.3"),
+    ("resnet50_darknet", "22.73", "9.74", "75.8 / 92.9"),
+    ("csresnet50", "21.57", "8.97", "76.6 / 93.3"),
+    ("csresnet50_elastic", None, "9.36", "76.8 / 93.5"),
+    ("resnext50_darknet", "22.19", "10.11", "77.8 / 94.2"),
+    ("csresnext50", "20.50", "7.93", "77.9 / 94.0"),
+    ("csresnext50_elastic", None, "5.45", "77.2 / 93.8"),
     # 1.0155 in convolutions and 0.0011 in pools: Darknet counts local average pools too (maxpool_layer.c makes both).
-    ("peleenet", "2.79", "1.017"),
-    ("mobilenet_v2_darknet", "3.47", "0.858"),
-    ("csmobilenet_v2", "2.51", "0.764"),
-    ("resnet10", "5.24", "2.273"),
+    ("peleenet", "2.79", "1.017", "70.7 / 90.0"),
+    ("mobilenet_v2_darknet", "3.47", "0.858", "67.0 / 87.7"),
+    ("csmobilenet_v2", "2.51", "0.764", "67.7 / 88.3"),
+    ("resnet10", "5.24", "2.273", "63.5 / 85.0"),
 ]
 # (name, change of #Parameter, change of BFLOPs) in percent, as printed there.
 CHANGES = [
@@ -76,14 +77,20 @@ def agrees(counted: float, printed: str) -> bool:
     return abs(counted - float(printed)) < 10.0 ** -len(printed.split(".")[1])
 
 
-@pytest.mark.parametrize(("name", "params_m", "bflops"), README)
+@pytest.mark.parametrize(("name", "params_m", "bflops", "accuracy"), README)
 def test_the_readmes_table_of_the_authors_repository_is_reproduced(
-    zoo_table: Table, name: str, params_m: str | None, bflops: str
+    zoo_table: Table, name: str, params_m: str | None, bflops: str, accuracy: str
 ) -> None:
     row = zoo_table[name]
+    assert f"{row['published_acc1']} / {row['published_acc5']}" == accuracy
     if params_m is not None:
         assert agrees(int(row["conv_weights"]) / 1e6, params_m), row["conv_weights"]
     assert agrees(float(row["bflops"]), bflops), row["bflops"]
+
+
+def test_peleenets_weights_to_the_last_one(zoo_table: Table) -> None:
+    """2.79152 million, worked out from PeleeNet's description. Source: arXiv 1804.06882, table 1."""
+    assert int(zoo_table["peleenet"]["conv_weights"]) == 2_791_520
 
 
 @pytest.mark.parametrize(("name", "params", "bflops"), CHANGES)

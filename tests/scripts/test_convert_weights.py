@@ -125,6 +125,17 @@ def test_darknet_there_and_back(tmp_path: Path, convert: Callable[..., str], kin
     assert (data[:12], data[12:20], data[20:]) == (file.read_bytes()[:12], b"\5" + bytes(7), file.read_bytes()[20:])
 
 
+def test_our_checkpoint_knows_how_many_pictures_it_has_seen(tmp_path: Path, convert: Callable[..., str]) -> None:
+    save_checkpoint(build_scrambled("cspdarknet53", 1, num_classes=3), tmp_path / "a.pt", leaky_slope=0.1)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    torch.save({**content, "progress": {"step": 70, "epoch": 1}, "global_batch_size": 512}, tmp_path / "a.pt")
+    convert(tmp_path / "a.pt", tmp_path / "b.safetensors", "--to", "safetensors")
+    for file in ("a.pt", "b.safetensors"):
+        convert(tmp_path / file, tmp_path / f"{file}.weights", "--to", "darknet")
+        header = (tmp_path / f"{file}.weights").read_bytes()[:20]
+        assert int.from_bytes(header[12:20], "little") == 70 * 512
+
+
 def test_a_warning_is_printed(tmp_path: Path, door: Door) -> None:
     (tmp_path / "a.weights").write_bytes(darknet_bytes(build_scrambled("csdarknet53", 1, num_classes=3), "a"))
     words = (tmp_path / "a.weights", tmp_path / "b.pth", "--to", "timm", "--model", "cspdarknet53")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,23 @@ def test_another_leaky_slope_is_a_warning(tmp_path: Path) -> None:
 
 
 GEOMETRY = {"csmobilenet_v2": 224, "resnet10": 256}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("csmobilenet_v2", {"activation": "leaky_relu", "leaky_slope": 0.1}, "activation=relu"),
+        ("csdarknet53", {"activation": "silu"}, "activation=leaky_relu, leaky_slope=0.1"),
+        ("csdarknet53", {"activation": "mish"}, None),
+        ("csdarknet53_omega", {"activation": "leaky_relu", "leaky_slope": 0.1}, None),
+    ],
+)
+def test_the_activation_is_one_of_those_that_darknet_has(
+    tmp_path: Path, name: str, options: dict[str, Any], said: str | None
+) -> None:
+    write(cspnet.create_model(name), tmp_path / "x.weights")
+    warnings = load_weights(cspnet.create_model(name, **options), tmp_path / "x.weights").warnings
+    assert [said in warning for warning in warnings] == [True] * (said is not None)
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
@@ -347,7 +365,8 @@ def test_networks_that_darknet_does_not_have(tmp_path: Path, case: str) -> None:
     (tmp_path / "x.weights").write_bytes(HEADER + bytes(400))
     with torch.device("meta"):
         model = FOREIGN[case]()
-    with pytest.raises(CheckpointError, match=r"x\.weights: Darknet has no|x\.weights: .*has none"):
+    said = "bytes, .* too few" if case == "without a classifier" else "Darknet has no"
+    with pytest.raises(CheckpointError, match=rf"x\.weights: .*{said}"):
         load_weights(model, tmp_path / "x.weights")
     with pytest.raises(CheckpointError, match=r"Darknet has no|has none"):
         darknet_bytes(model, "x.weights")

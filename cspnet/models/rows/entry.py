@@ -39,7 +39,7 @@ class ZooEntry:
     """exact: equal to its source, and tested so. reconstruction: our reading of a text; the text's accuracy is not a
     promise. ours: from no paper."""
     input_px: int = 256
-    """Side of the pictures that the published figures are for."""
+    """Side of the pictures its cost is counted for: that of the published figures, unless their source says another."""
     baseline: str | None = None
     """The network it is compared with."""
     published: Published | None = None

@@ -75,6 +75,7 @@ _CSPRESNET10 = darknet_network(
     csp(1, 2, 256, 256, 256, 128, 512, kind="basic", block_first=True),
 )
 
+_DENSENET = "DenseNet, arXiv 1608.06993, activation last as in Darknet"
 _README = "WongKinYiu/CrossStagePartialNetworks README (another definition: not a claim for this one)"
 
 
@@ -85,18 +86,24 @@ def _reading(
     baseline: str | None = None,
     input_px: int = 224,
     published: Published | None = None,
+    source: str = "our reading of CSPNet, arXiv 1911.11929",
 ) -> ZooEntry:
-    return ZooEntry(spec, "our reading of arXiv 1911.11929", params, "reconstruction", input_px, baseline, published)
+    return ZooEntry(spec, source, params, "reconstruction", input_px, baseline, published)
 
 
 ROWS = {
-    "densenet121": _reading(_densenet(6, 12, 24, 16), 7_915_688),
-    "densenet169": _reading(_densenet(6, 12, 32, 32), 14_019_496),
-    "densenet201": _reading(_densenet(6, 12, 48, 32), 19_818_920),
+    "densenet121": _reading(_densenet(6, 12, 24, 16), 7_915_688, source=_DENSENET),
+    "densenet169": _reading(_densenet(6, 12, 32, 32), 14_019_496, source=_DENSENET),
+    "densenet201": _reading(_densenet(6, 12, 48, 32), 19_818_920, source=_DENSENET),
     "cspdensenet121": _reading(_densenet(6, 12, 24, 16, gamma=0.5), 8_055_752, baseline="densenet121"),
     "cspdensenet169": _reading(_densenet(6, 12, 32, 32, gamma=0.5), 14_970_632, baseline="densenet169"),
     "cspdensenet201": _reading(_densenet(6, 12, 48, 32, gamma=0.5), 21_131_656, baseline="densenet201"),
-    "peleenet": _reading(_peleenet(), 2_802_248, published=Published(2.79, 1.017, 70.7, 90.0, _README)),
+    "peleenet": _reading(
+        _peleenet(),
+        2_802_248,
+        published=Published(2.79, 1.017, 70.7, 90.0, _README),
+        source="PeleeNet, arXiv 1804.06882; weights and operations of the authors' README",
+    ),
     "csppeleenet": _reading(
         _peleenet(gamma=0.5), 2_856_488, baseline="peleenet", published=Published(2.83, 0.888, 70.9, 90.2, _README)
     ),
