@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,18 @@ from cspnet.training.checkpoint import FORMAT
 from cspnet.training.loop import Run
 from cspnet.training.state import TrainState
 
-__all__ = ["build_run", "count_steps"]
+__all__ = ["Place", "build_run", "count_steps"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is computed, and where it speaks."""
+
+    world: World
+    device: torch.device
+    amp_dtype: torch.dtype
+    """Of autocast; float32 means none."""
+    console: Console
 
 
 def count_steps(recipe: Recipe, loader: TrainLoader) -> int:
@@ -38,11 +49,8 @@ def build_run(
     splits: build.Splits,
     state: TrainState,
     loader: TrainLoader,
+    place: Place,
     *,
-    world: World,
-    device: torch.device,
-    amp_dtype: torch.dtype,
-    console: Console,
     folder: Path | None = None,
     resumed: bool = False,
     dry_run: bool = False,
@@ -54,7 +62,8 @@ def build_run(
         resumed: the state comes from a checkpoint: records begin behind its step.
         dry_run: one more step and one validation batch.
     """
-    plan, bad_images = loader.plan, BadImageLog(folder, console)
+    world, device, plan = place.world, place.device, loader.plan
+    bad_images = BadImageLog(folder, place.console)
     validate = None
     if splits.val is not None:
         validate = build.build_validation(
@@ -62,7 +71,7 @@ def build_run(
             splits.val,
             world=world,
             device=device,
-            amp_dtype=amp_dtype,
+            amp_dtype=place.amp_dtype,
             report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
             one_batch=dry_run,
         )
@@ -89,9 +98,9 @@ def build_run(
         validate=validate,
         world=world,
         device=device,
-        amp_dtype=amp_dtype,
+        amp_dtype=place.amp_dtype,
         report=RunReport(
-            console,
+            place.console,
             folder if world.is_main else None,
             step=state.progress.step if resumed else -1,
             epochs=state.progress.epoch,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cspnet.cli import build
-from cspnet.cli.build_run import build_run, count_steps
+from cspnet.cli.build_run import Place, build_run, count_steps
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
 from cspnet.cli.run_folder import Start, find_start, prepare_folder
 from cspnet.data.loader import TrainLoader
@@ -22,7 +22,7 @@ from cspnet.recipe.load import COMMAND_LINE, load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.runtime.device import choose_amp_dtype, choose_device
-from cspnet.runtime.distributed import World, join_world, on_main, read_world
+from cspnet.runtime.distributed import join_world, on_main, read_world
 from cspnet.training.checkpoint import read_checkpoint
 from cspnet.training.loop import Run, fit
 from cspnet.training.state import TrainState
@@ -57,10 +57,7 @@ class _Context:
     recipe: Recipe
     start: Start
     checkpoint: Mapping[str, Any] | None
-    world: World
-    device: torch.device
-    amp_dtype: torch.dtype
-    console: Console
+    place: Place
 
 
 def run_train_job(job: TrainJob) -> int:
@@ -75,16 +72,16 @@ def run_train_job(job: TrainJob) -> int:
             recipe = _resolve_recipe(job, checkpoint, start, console)
             device = choose_device(recipe.train.device, world.local_rank)
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
-        return _run(_Context(job, recipe, start, checkpoint, world, device, amp_dtype, console))
+        return _run(_Context(job, recipe, start, checkpoint, Place(world, device, amp_dtype, console)))
 
 
 def _run(context: _Context) -> int:
     """Everything is built and checked before the first thing is written."""
-    job, console = context.job, context.console
-    splits = build.open_splits(context.recipe, context.world)
+    job, console = context.job, context.place.console
+    splits = build.open_splits(context.recipe, context.place.world)
     with shared_errors():
         state = _build_state(context, splits)
-        loader = build.build_train_loader(context.recipe, splits, context.world, context.device)
+        loader = build.build_train_loader(context.recipe, splits, context.place.world, context.place.device)
         _check_lowest_lr(context.recipe, loader)
         if context.checkpoint is not None and not job.test_only:
             check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
@@ -95,17 +92,14 @@ def _run(context: _Context) -> int:
         if not job.test_only:
             return EXIT_DONE
     if job.writes:
-        folder = on_main(context.world, lambda: prepare_folder(job.recipe_file, context.recipe, context.start))
+        folder = on_main(context.place.world, lambda: prepare_folder(job.recipe_file, context.recipe, context.start))
         context = replace(context, start=replace(context.start, folder=folder))
     run = build_run(
         context.recipe,
         splits,
         state,
         loader,
-        world=context.world,
-        device=context.device,
-        amp_dtype=context.amp_dtype,
-        console=console,
+        context.place,
         folder=context.start.folder,
         resumed=context.checkpoint is not None,
         dry_run=job.dry_run,
@@ -126,7 +120,7 @@ def _run(context: _Context) -> int:
 def _build_state(context: _Context, splits: build.Splits) -> TrainState:
     """The state a run starts from: fresh, from weights, or from a checkpoint."""
     recipe, checkpoint, start = context.recipe, context.checkpoint, context.start
-    model = build.build_model(recipe, splits.num_classes, context.device)
+    model = build.build_model(recipe, splits.num_classes, context.place.device)
     if checkpoint is not None:
         check_checkpoint(checkpoint, recipe, splits, start)
     elif recipe.model.pretrained:
@@ -136,18 +130,18 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
             recipe.model.pretrained_source,
             num_classes=recipe.model.pretrained_classes,
         )
-        context.console.say(str(report))
+        context.place.console.say(str(report))
         geometry = build.build_geometry(recipe.data)
         if context.job.test_only and report.preprocessing and not geometry.is_for(report.preprocessing):
-            context.console.warn(
+            context.place.console.warn(
                 f"the pictures are those of the recipe ({geometry}), not those that the weights were made for; "
                 "validate.py --weights FILE takes these"
             )
     if recipe.train.sync_bn:
-        model = build.convert_sync_bn(model, context.device)
-    state = build.build_state(recipe, model, context.world, context.device, context.amp_dtype)
+        model = build.convert_sync_bn(model, context.place.device)
+    state = build.build_state(recipe, model, context.place.world, context.place.device, context.place.amp_dtype)
     if checkpoint is not None:
-        restore(state, checkpoint, context.world, start, context.console)
+        restore(state, checkpoint, context.place.world, start, context.place.console)
     return state
 
 
@@ -161,7 +155,7 @@ def _check_lowest_lr(recipe: Recipe, loader: TrainLoader) -> None:
 
 
 def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: TrainLoader) -> None:
-    cfg, console, plan = context.recipe, context.console, loader.plan
+    cfg, console, plan = context.recipe, context.place.console, loader.plan
     if splits.num_classes == 1:
         console.warn("there is one class only: there is nothing to learn")
     if context.job.test_only:
@@ -205,9 +199,9 @@ def _test_only(context: _Context, run: Run) -> None:
         raise CheckpointError(
             "--test-only: no weights to test; give a checkpoint with --resume or weights with --pretrained"
         )
-    context.console.say(str(run.validate(run.state.model)))
+    context.place.console.say(str(run.validate(run.state.model)))
     if run.state.ema is not None and context.checkpoint is not None:
-        context.console.say(f"moving average:{run.validate(run.state.ema.module)}")
+        context.place.console.say(f"moving average:{run.validate(run.state.ema.module)}")
 
 
 def _say_start(run: Run, splits: build.Splits, start: Start, console: Console) -> None:

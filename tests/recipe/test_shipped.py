@@ -9,7 +9,7 @@ import torch
 
 import cspnet
 from cspnet.cli import build
-from cspnet.cli.build_run import build_run
+from cspnet.cli.build_run import Place, build_run
 from cspnet.recipe.load import load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
@@ -51,7 +51,7 @@ def test_it_trains_two_steps(path: Path, picture_tree: Path) -> None:
     state = build.build_state(recipe, model, world, CPU, torch.float32)
     loader = build.build_train_loader(recipe, splits, world, CPU)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    fit(build_run(recipe, splits, state, loader, world=world, device=CPU, amp_dtype=torch.float32, console=console))
+    fit(build_run(recipe, splits, state, loader, Place(world, CPU, torch.float32, console)))
     assert state.progress.step == 2
     after = model.state_dict()
     assert all(torch.isfinite(value).all() for value in after.values())
