@@ -57,10 +57,10 @@ class ModelRow:
     input_px: int
     complexity: Complexity
     published: Published | None
-    source: str = ""
-    """Where its graph is from; empty for networks from elsewhere, whose names say it."""
     baseline: ModelRow | None = None
     speed: Speed | None = None
+    source: str = ""
+    """Where its graph is from; empty for networks from elsewhere, whose names say it."""
 
 
 def build_row(name: str, size_px: int | None = None, baseline: ModelRow | None = None) -> ModelRow:
@@ -86,8 +86,8 @@ def build_row(name: str, size_px: int | None = None, baseline: ModelRow | None =
     except ModelError as error:
         raise ModelError(f"model {name}: {error}") from error
     if entry is None:
-        return ModelRow(name, "", input_px, complexity, None, baseline=baseline)
-    return ModelRow(name, entry.status, input_px, complexity, entry.published, entry.source, baseline)
+        return ModelRow(name, "", input_px, complexity, None, baseline)
+    return ModelRow(name, entry.status, input_px, complexity, entry.published, baseline, source=entry.source)
 
 
 def build_rows(groups: Iterable[Sequence[str]], size_px: int | None = None) -> list[ModelRow]:

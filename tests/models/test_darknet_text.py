@@ -30,7 +30,7 @@ def test_comments_spaces_line_ends_and_repeated_keys() -> None:
         ("[net]\nheight=8\nwidth=8\n", "x.cfg:1: [net]: channels is missing"),
         (
             "[net]\nheight=8\nwidth=8\nchannels=300000000\n",
-            "x.cfg:4: [net]: channels=300000000: expected a number from",
+            "x.cfg:4: [net]: channels=300000000: expected a number from 1 to 65536",
         ),
         ("[net]\nheight=8\nwidth=9\n", "x.cfg:3: [net]: width=9: expected a square input, height=8"),
         ("[net]\nheight=0\n", "x.cfg:2: [net]: height=0: expected a number from 1 on"),

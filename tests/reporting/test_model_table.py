@@ -42,6 +42,7 @@ def test_a_row_says_how_much_less_than_its_baseline() -> None:
     assert "%" not in base
     assert "26.40 (-34 %)" in partial
     assert "1.400 (-30 %)" in partial
+    assert "27.00 (-35 %)" in partial and "0.600 (-40 %)" in partial and partial.count("0.00 (-50 %)") == 2
     assert "77.2 / 93.6 [1]" in partial
     assert note == "[1] their README"
     assert "images/s" not in text
@@ -49,7 +50,7 @@ def test_a_row_says_how_much_less_than_its_baseline() -> None:
 
 def test_markdown_has_the_same_cells() -> None:
     lines = format_markdown([BASE, PARTIAL]).splitlines()
-    assert {line.count("|") for line in lines[:4]} == {12}
+    assert {line.count("|") for line in lines[:4]} == {13}
     assert set(lines[1]) <= set("|- ")
     assert "| 26.40 (-34 %) |" in lines[3]
 
@@ -72,6 +73,16 @@ def test_csv_holds_whole_numbers_and_fractions() -> None:
     assert (table["base"]["macs"], table["base"]["baseline"], table["base"]["published_acc1"]) == ("1000000000", "", "")
     assert float(table["partial"]["conv_weights_ratio"]) == 0.66
     assert (table["partial"]["published_acc5"], table["partial"]["repeats"]) == ("93.6", "")
+    ratios = [float(table["partial"][f"{name}_ratio"]) for name in ("params", "macs", "bflops", "activations", "cio")]
+    assert ratios == [27 / 41.6, 0.6, 0.7, 0.5, 0.5]
+
+
+def test_peak_memory_is_compared_where_both_have_it() -> None:
+    speeds = {**SPEEDS, "partial": Speed((1.0,) * 3, (1.0,) * 3, 3 * 2**30, "a GPU")}
+    rows = add_speeds([BASE, PARTIAL], speeds)
+    assert "3.00 x1.50" in format_text(rows)
+    table = read_csv(format_csv(rows))
+    assert (table["base"]["peak_memory_ratio"], table["partial"]["peak_memory_ratio"]) == ("", "1.5")
 
 
 def test_baselines_join_and_come_first() -> None:

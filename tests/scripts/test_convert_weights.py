@@ -86,6 +86,7 @@ def test_our_safetensors_say_what_the_checkpoint_said(tmp_path: Path, convert: C
     convert(tmp_path / "own.pt", tmp_path / "own.safetensors", "--to", "safetensors")
     before, after = read_tensors(tmp_path / "own.pt"), read_tensors(tmp_path / "own.safetensors")
     check_equal(after.pop("state_dict"), state)
+    assert after.pop("seen") == 0
     assert after == {key: before[key] for key in after}
     assert after.keys() >= {"arch", "num_classes", "classes", "recipe", "eval_cfg"}
     report = load_weights(cspnet.create_model("cspdarknet53", 3), tmp_path / "own.safetensors")
