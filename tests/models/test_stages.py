@@ -225,7 +225,7 @@ def test_partition_without_a_wish_changes_nothing() -> None:
         assert partition(spec, "csp", 0.5) == spec
 
 
-@pytest.mark.parametrize("name", ["csppeleenet", "cspdensenet121"])
+@pytest.mark.parametrize("name", ["csppeleenet", "cspdensenet121", "cspdensenet169", "cspdensenet201"])
 @pytest.mark.parametrize("fusion", ["csp", "first", "last"])
 @pytest.mark.parametrize("gamma", [0.25, 0.5, 0.75])
 def test_the_dense_family_has_all_of_the_papers_ablations(name: str, fusion: str, gamma: float) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.models.darknet_cfgs import CFGS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Table = dict[str, dict[str, str]]
@@ -109,6 +110,19 @@ def test_published_figures_of_the_zoo_are_its_own(zoo_table: Table) -> None:
     for row in (row for row in zoo_table.values() if row["published_conv_weights_m"] and row["status"] == "exact"):
         conv_weights_m = int(row["conv_weights"]) / 1e6
         assert conv_weights_m == pytest.approx(float(row["published_conv_weights_m"]), abs=0.01), row["model"]
+
+
+def test_the_readmes_rows_that_have_no_name_here_come_from_their_cfg_files(run_script: Run, tmp_path: Path) -> None:
+    printed = {"darknet": ("7.31", "0.96"), "enetb0": ("4.81", "0.915")}
+    names = []
+    for name in printed:
+        (tmp_path / f"{name}.cfg").write_text(CFGS[name]())
+        names.append(f"cfg/{tmp_path / name}.cfg")
+    done = run_script("scripts/compare_models.py", *names, "--csv", tmp_path / "t.csv")
+    assert done.returncode == 0, done.stderr
+    for row, (params_m, bflops) in zip(read_csv(tmp_path / "t.csv").values(), printed.values(), strict=True):
+        assert agrees(int(row["conv_weights"]) / 1e6, params_m), row["conv_weights"]
+        assert agrees(float(row["bflops"]), bflops), row["bflops"]
 
 
 def test_a_baseline_joins_and_other_libraries_networks_are_taken(run_script: Run, tmp_path: Path) -> None:

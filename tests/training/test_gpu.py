@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from cspnet.cli.build import build_model, build_normalizer, build_state
+from cspnet.cli.measure_speed import Trial, measure_side_by_side
 from cspnet.data.mixing import mix_batch, soft_targets
 from cspnet.data.policies import Eraser
+from cspnet.models.zoo import ZOO
 from cspnet.recipe.load import recipe_from_values
 from cspnet.runtime.distributed import World
 from cspnet.runtime.random import generator_at
@@ -67,3 +69,15 @@ def test_a_step_learns_and_never_waits_for_the_host(amp_dtype: torch.dtype, meth
     if method == "plain":
         assert losses[-1] < losses[0] / 2
     assert {p.device.type for p in state.model.parameters()} == {"cuda"}
+
+
+def test_peak_memory_is_that_of_an_update() -> None:
+    """At least weights, gradients and momentum; twice the batch takes more, and less than twice as much."""
+    peaks = []
+    for batch_size in (16, 32):
+        trial = Trial(torch.device("cuda"), "fp32", batch_size, steps=1, repeats=1)
+        speeds = measure_side_by_side({"cspdarknet_tiny": 64, "resnet10": 64}, trial)
+        peaks.append(speeds["resnet10"].peak_bytes)
+        assert speeds["cspdarknet_tiny"].peak_bytes < speeds["resnet10"].peak_bytes
+    smallest = 3 * 4 * ZOO["resnet10"].params
+    assert smallest < peaks[0] < peaks[1] < 2 * peaks[0]
