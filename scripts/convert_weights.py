@@ -128,7 +128,7 @@ def main() -> int:
     from cspnet.models import create_model
     from cspnet.models.darknet_cfg import CFG_PREFIX, read_cfg_text
     from cspnet.weights.load import count_classes, load_state_dict
-    from cspnet.weights.match import SOURCES, WHICH, describes_itself, match_weights, read_weight_file
+    from cspnet.weights.match import SOURCES, WHICH, describes_itself, doubt_export, match_weights, read_weight_file
 
     for flag, value, known in (("--source", args.layout, SOURCES), ("--which", args.which, WHICH)):
         if value not in known:
@@ -160,7 +160,8 @@ def main() -> int:
     if weights.preprocessing is not None:
         forgets = "" if args.to == "safetensors" else ", which the file does not say"
         print(f"made for {weights.preprocessing}{forgets}")
-    for warning in weights.warnings:
+    doubts = doubt_export(model, args.to, name) if args.to != "safetensors" else ()
+    for warning in dict.fromkeys((*weights.warnings, *doubts)):
         print(f"warning: {warning}", file=sys.stderr)
     return EXIT_DONE
 

@@ -22,6 +22,7 @@ from cspnet.evaluation.evaluate import evaluate
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.models import create_model
 from cspnet.models.darknet_cfg import CFG_PREFIX, read_cfg_text
+from cspnet.models.network import CspNet
 from cspnet.optim.ema import Ema
 from cspnet.optim.optimizers import build_optimizer
 from cspnet.recipe.schema import DataRecipe, Recipe
@@ -226,6 +227,9 @@ def _check_input(recipe: Recipe, model: nn.Module, device: torch.device) -> None
     Raises:
         ModelError: it does not.
     """
+    in_chs = model.spec.in_chs if isinstance(model, CspNet) else getattr(model, "in_chs", 3)
+    if in_chs != 3:
+        raise ModelError(f"model {recipe.model.name}: takes pictures of {in_chs} channels; those of a data set have 3")
     model.eval()
     try:
         data = recipe.data

@@ -35,6 +35,7 @@ CFG_PREFIX = "cfg/"
 # Beyond any network: a slip of the pen is an error with its line instead of terabytes.
 _MOST_CHS = 65_536
 _MOST_PX = 256
+_MOST_SIDE_PX = 4096
 
 # In place where it can be: the input is a convolution's, a BatchNorm's, a sum's or a product's, and nobody else's.
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -83,11 +84,12 @@ class Section:
     def whole(self, key: str, default: int | None = None, at_least: int = 0, at_most: int | None = None) -> int:
         """A whole number; without a default it has to be there. Raises ModelError."""
         value = self._get(key, default)
-        if not re.fullmatch(r"[+-]?[0-9]{1,9}", value):
+        if not re.fullmatch(r"[+-]?[0-9]{1,99}", value):
             raise self.error("expected a whole number", key)
-        if int(value) < at_least or (at_most is not None and int(value) > at_most):
-            limit = f"from {at_least} on" if at_most is None else f"from {at_least} to {at_most}"
-            raise self.error(f"expected a number {limit}", key)
+        most = 999_999_999 if at_most is None else at_most
+        if not at_least <= int(value) <= most:
+            is_open = at_most is None and int(value) < at_least
+            raise self.error(f"expected a number from {at_least} {'on' if is_open else f'to {most}'}", key)
         return int(value)
 
     def share(self, key: str) -> float:
@@ -297,7 +299,7 @@ def _build_scale_channels(section: Section, x: Shape, earlier: Shape) -> tuple[n
 
 
 def _build_upsample(section: Section, x: Shape) -> tuple[nn.Module, Shape]:
-    stride = section.whole("stride", 2, at_least=1, at_most=_MOST_PX)
+    stride = section.whole("stride", 2, at_least=1, at_most=max(1, _MOST_SIDE_PX // x.side_px))
     return nn.Upsample(scale_factor=stride, mode="nearest"), Shape(x.chs, x.side_px * stride)
 
 

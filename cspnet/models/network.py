@@ -170,8 +170,11 @@ class CspNet(nn.Module):
         Raises:
             ValueError: a number below 0, or another pool.
         """
-        if not isinstance(num_classes, int) or num_classes < 0 or global_pool not in (None, "avg"):
-            raise ValueError(f"reset_classifier({num_classes!r}, {global_pool!r}): use a number from 0 on, and avg")
+        is_count = isinstance(num_classes, int) and not isinstance(num_classes, bool) and num_classes >= 0
+        if not is_count or global_pool not in (None, "avg"):
+            raise ValueError(
+                f"reset_classifier({num_classes!r}, {global_pool!r}): use a whole number from 0 on, and avg"
+            )
         like = next(self.parameters())
         self.num_classes = num_classes
         self.head.fc = nn.Identity()

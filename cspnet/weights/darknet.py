@@ -68,8 +68,12 @@ def read_darknet(path: Path) -> DarknetFile:
             )
         seen_format = "<Q" if minor == 2 else "<I"
         start = 12 + struct.calcsize(seen_format)
-        if size <= start or (size - start) % 4:
+        if size <= start:
             raise CheckpointError(f"{path}: not a Darknet .weights file, or cut short: {size:,} bytes")
+        if (size - start) % 4:
+            raise CheckpointError(
+                f"{path}: not a Darknet .weights file, or damaged: {size:,} bytes are no whole number of float32"
+            )
         # Mapped, not read: a file of another size is refused before its numbers take any memory.
         values = torch.from_numpy(np.memmap(path, "<f4", mode="c", offset=start))
     except FileNotFoundError as error:

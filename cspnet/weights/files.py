@@ -7,6 +7,7 @@ import hashlib
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +34,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of weights")
-    verify_checksum(path)
+    if not verify_checksum(path):
+        _verify_archive(path)
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
@@ -44,15 +46,55 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         what = "holds objects other than tensors and built-in types, which are not loaded"
         if not any(word in str(error).lower() for word in ("unsupported global", "unsupported class")):
-            what = "not a checkpoint, or damaged"
+            what = f"not a checkpoint, or damaged{_guess_kind(path)}"
         raise CheckpointError(f"{path}: {what}") from error
     # A damaged archive fails in many ways inside torch and safetensors; all of them mean the same to the user.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
+        hint = _guess_kind(path) or f" ({reason})"
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged{hint}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found a {type(content).__name__}")
     return content
+
+
+def _guess_kind(path: Path) -> str:
+    """What a file looks like that is not what its ending says; empty if it looks like nothing known."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if path.suffix != ".safetensors" and start[8:9] == b"{" and start[5:8] == bytes(3):
+        return "; it looks like safetensors: give it that ending"
+    if path.suffix == ".safetensors" and start[:2] == b"PK":
+        return "; it looks like PyTorch's: let it end in .pth"
+    if start[:4] == bytes(4) and start[4:5] in (b"\1", b"\2") and start[5:8] == bytes(3):
+        return "; it looks like Darknet's: say --source darknet, or let it end in .weights"
+    return ""
+
+
+def _verify_archive(path: Path) -> None:
+    """Compare the records of a PyTorch archive with their checksums, which torch.load passes over.
+
+    Raises:
+        CheckpointError: some differ. An archive in which all do was written without them.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if archive.getinfo(name).file_size]
+            damaged = [name for name in names if not _is_whole(archive, name)]
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # no archive, or one that nothing can be read of
+    if damaged and len(damaged) < len(names):
+        raise CheckpointError(f"{path}: damaged: {damaged[0]} in it does not have its checksum")
+
+
+def _is_whole(archive: zipfile.ZipFile, name: str) -> bool:
+    try:
+        with archive.open(name) as record:
+            while record.read(1 << 20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -98,8 +140,8 @@ def _digest(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def verify_checksum(path: Path) -> None:
-    """Compare a file with the checksum beside it, if there is one.
+def verify_checksum(path: Path) -> bool:
+    """Compare a file with the checksum beside it; whether there is one.
 
     Raises:
         CheckpointError: they differ.
@@ -107,7 +149,7 @@ def verify_checksum(path: Path) -> None:
     try:
         lines = checksum_file(path).read_text().splitlines()
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return False
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{checksum_file(path)}: cannot read the checksum") from error
     try:
@@ -116,3 +158,4 @@ def verify_checksum(path: Path) -> None:
         raise CheckpointError(f"{path}: cannot read it: {error.strerror}") from error
     if digest not in [line.split(" ")[0] for line in lines]:
         raise CheckpointError(f"{path}: damaged: its checksum is not the one in {checksum_file(path).name}")
+    return True

@@ -28,6 +28,8 @@ class LoadReport:
     path: str
     layout: str
     """cspnet, timm, mmpretrain, deepspark or darknet."""
+    is_average: bool
+    """Whether they are the moving average that the file holds."""
     matched: tuple[str, ...]
     """Tensors of the model taken over."""
     new_head: tuple[str, ...]
@@ -45,7 +47,8 @@ class LoadReport:
         return len(self.matched)
 
     def __str__(self) -> str:
-        text = f"{self.num_loaded} tensors loaded from {self.path} ({self.layout} layout)"
+        kind = "tensors of the moving average" if self.is_average else "tensors"
+        text = f"{self.num_loaded} {kind} loaded from {self.path} ({self.layout} layout)"
         if self.new_head:
             text += f"; new classifier ({', '.join(self.new_head)})"
         for why in dict.fromkeys(self.leftover.values()):
@@ -170,6 +173,7 @@ def load_weights(
     return LoadReport(
         path=where,
         layout=weights.layout,
+        is_average=weights.is_average,
         matched=tuple(key for key in state if key not in head),
         new_head=head,
         leftover=leftover,

@@ -32,6 +32,7 @@ __all__ = [
     "WHICH",
     "Weights",
     "describes_itself",
+    "doubt_export",
     "extract_state_dict",
     "match_weights",
     "read_weight_file",
@@ -190,8 +191,6 @@ def _doubt_names(model: nn.Module) -> tuple[str, ...]:
     """Nothing in a bare dictionary tells the weights of an authors' network from those of timm's with its layers."""
     if not (isinstance(model, CspNet) and find_graph(model, LAYOUTS["timm"].graphs)):
         return ()
-    if model.spec.activation != "leaky_relu" and not any(stage.block_first for stage in model.spec.stages):
-        return ()
     return ("taken for this network's own weights; if they are timm's, read them with the source timm",)
 
 
@@ -231,6 +230,32 @@ def _match_darknet(file: DarknetFile, model: nn.Module, where: str, num_classes:
     return Weights("darknet", state, False, darknet_preprocessing(size_px), warnings, seen=file.seen)
 
 
+def doubt_export(model: nn.Module, layout: str, name: str) -> tuple[str, ...]:
+    """Why a file in a layout may give other outputs where it is read: no file says its activation.
+
+    Args:
+        layout: timm, mmpretrain, deepspark or darknet, one that has the model.
+        name: the model's.
+    """
+    if not isinstance(model, CspNet):
+        return ()
+    own = _activation(model.spec)
+    if layout == "darknet":
+        rows = {name: row.spec for name, row in darknet_cfgs.ROWS.items() if same_layers(row.spec, model.spec)}
+        if fitting := [row for row, spec in rows.items() if _activation(spec) == own]:
+            return (
+                () if name in fitting else (f"with this activation Darknet's network is {fitting[0]}: read it as that",)
+            )
+        return _compare_activations(model, *_activation(next(iter(rows.values()))), "Darknet")
+    theirs = LAYOUTS[layout]
+    if own == (theirs.activation, theirs.leaky_slope):
+        return ()
+    return (
+        f"{theirs.title}'s network has {_describe(theirs.activation, theirs.leaky_slope)}, this one {_describe(*own)}; "
+        "its outputs there will be others, unless it is built with this one's",
+    )
+
+
 def _activation(spec: NetworkSpec) -> tuple[Activation, float]:
     """Name and slope; the slope is 0 where the activation has none."""
     return spec.activation, spec.leaky_slope if spec.activation == "leaky_relu" else 0.0
@@ -238,13 +263,13 @@ def _activation(spec: NetworkSpec) -> tuple[Activation, float]:
 
 def _compare_activations(model: nn.Module, activation: str, leaky_slope: float, owner: str) -> tuple[str, ...]:
     assert isinstance(model, CspNet)
-
-    def describe(name: str, slope: float) -> str:
-        return f"{name} with slope {slope:g}" if name == "leaky_relu" else name
-
-    theirs = describe(activation, leaky_slope)
-    own = describe(model.spec.activation, model.spec.leaky_slope)
+    theirs = _describe(activation, leaky_slope)
+    own = _describe(model.spec.activation, model.spec.leaky_slope)
     if own == theirs:
         return ()
     options = f"activation={activation}" + (f", leaky_slope={leaky_slope:g}" if activation == "leaky_relu" else "")
     return (f"{owner} has {theirs}, this model {own}; for the same outputs build it with {options}",)
+
+
+def _describe(activation: str, leaky_slope: float) -> str:
+    return f"{activation} with slope {leaky_slope:g}" if activation == "leaky_relu" else activation

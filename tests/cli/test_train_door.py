@@ -713,6 +713,11 @@ def _resume_another_model(folder: Path, data: Path) -> list[str]:
     return flags(data, "--model", "cspresnet_cifar", *going_on(folder))
 
 
+@refused("cspdarknet_tiny: takes pictures of 4 channels; those of a data set have 3")
+def _another_number_of_colours(folder: Path, data: Path) -> list[str]:
+    return flags(data, "--model-kwargs", "in_chs=4", *new(folder))
+
+
 @refused("csresnet50_elastic", "cannot take RGB pictures of 96 px")
 def _size_on_the_way_that_the_network_cannot_take(folder: Path, data: Path) -> list[str]:
     sizes = ("--data.start_px", 64, "--img-size", 128, "--data.ramp_epochs", "[0, 4]")

@@ -32,6 +32,10 @@ def test_comments_spaces_line_ends_and_repeated_keys() -> None:
             "[net]\nheight=8\nwidth=8\nchannels=300000000\n",
             "x.cfg:4: [net]: channels=300000000: expected a number from 1 to 65536",
         ),
+        (
+            "[net]\nheight=9999999999\n",
+            "x.cfg:2: [net]: height=9999999999: expected a number from 1 to 999999999",
+        ),
         ("[net]\nheight=8\nwidth=9\n", "x.cfg:3: [net]: width=9: expected a square input, height=8"),
         ("[net]\nheight=0\n", "x.cfg:2: [net]: height=0: expected a number from 1 on"),
         (NET, "x.cfg:1: [net]: the file has no layers"),
@@ -87,7 +91,7 @@ NO_NUMBER = "expected a whole number"
         ("[convolutional]\nfilters=4\nsize=0", "7: [convolutional]: size=0: expected a number from 1 to 256"),
         ("[convolutional]\nfilters=70000", "6: [convolutional]: filters=70000: expected a number from 1 to 65536"),
         ("[convolutional]\nfilters=4\nsize=99999", "7: [convolutional]: size=99999: expected a number from 1 to 256"),
-        ("[upsample]\nstride=1000000", "6: [upsample]: stride=1000000: expected a number from 1 to 256"),
+        ("[upsample]\nstride=1000000", "6: [upsample]: stride=1000000: expected a number from 1 to 512"),
         ("[convolutional]\nfilters=4\nstride=-2", "7: [convolutional]: stride=-2: expected a number from 1 to 256"),
         ("[convolutional]\nfilters=4\npadding=-1", "7: [convolutional]: padding=-1: expected a number from 0 to 256"),
         (

@@ -137,6 +137,36 @@ def test_our_checkpoint_knows_how_many_pictures_it_has_seen(tmp_path: Path, conv
         assert int.from_bytes(header[12:20], "little") == 70 * 512
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "layout", "said"),
+    [
+        (
+            "csdarknet53",
+            [],
+            "timm",
+            "timm's network has leaky_relu with slope 0.01, this one leaky_relu with slope 0.1",
+        ),
+        ("cspdarknet53", ["activation=mish"], "mmpretrain", "this one mish"),
+        ("cspdarknet53", [], "deepspark", "DeepSpark's network has mish"),
+        ("cspdarknet53", [], "darknet", "Darknet has leaky_relu with slope 0.1"),
+        ("csdarknet53", ["activation=mish"], "darknet", "read it as that"),
+        ("csdarknet53_omega", [], "darknet", ""),
+        ("cspdarknet53", [], "timm", ""),
+        ("cspdarknet53_mish", [], "deepspark", ""),
+    ],
+)
+def test_another_activation_than_the_readers_is_told(
+    tmp_path: Path, door: Door, name: str, options: list[str], layout: str, said: str
+) -> None:
+    about = {"arch": name, "num_classes": 3, "classes": ["a", "b", "c"], "recipe": {"model.options": {}}}
+    torch.save({**about, "state_dict": cspnet.create_model(name, 3).state_dict()}, tmp_path / "a.pth")
+    target = tmp_path / ("b.weights" if layout == "darknet" else "b.pth")
+    more = ["--model-kwargs", *options] if options else []
+    code, _, errors = door(tmp_path / "a.pth", target, "--to", layout, *more)
+    assert code == 0, errors
+    assert said in errors if said else errors == ""
+
+
 def test_a_warning_is_printed(tmp_path: Path, door: Door) -> None:
     (tmp_path / "a.weights").write_bytes(darknet_bytes(build_scrambled("csdarknet53", 1, num_classes=3), "a"))
     words = (tmp_path / "a.weights", tmp_path / "b.pth", "--to", "timm", "--model", "cspdarknet53")

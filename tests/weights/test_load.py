@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import cspnet
 from cspnet.errors import CheckpointError
+from cspnet.weights.darknet import darknet_bytes
 from cspnet.weights.files import read_tensors
 from cspnet.weights.load import load_weights
 from cspnet.weights.match import extract_state_dict
@@ -289,6 +290,62 @@ def test_checksum_beside_the_file_is_compared(tmp_path: Path) -> None:
     beside.write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="checksum"):
         read_tensors(file)
+
+
+def test_a_flipped_byte_is_found_without_a_checksum_beside_the_file(tmp_path: Path) -> None:
+    """torch.load passes over the archive's own checksums."""
+    file = tmp_path / "flipped.pth"
+    torch.save(build(2).state_dict(), file)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    assert torch.load(file, weights_only=True).keys() == build(2).state_dict().keys()
+    model = build(5)
+    before = copy_state(model)
+    with pytest.raises(CheckpointError, match=r"flipped\.pth: damaged: .* does not have its checksum"):
+        load_weights(model, file)
+    check_equal(model, before)
+
+
+def test_an_archive_without_checksums_is_taken(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(build(2).state_dict(), tmp_path / "plain.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    model = build(5)
+    load_weights(model, tmp_path / "plain.pth")
+    check_equal(model, copy_state(build(2)))
+
+
+@pytest.mark.parametrize(
+    ("ending", "wrong", "said"),
+    [
+        (".safetensors", ".pth", "looks like safetensors"),
+        (".pth", ".safetensors", "let it end in .pth"),
+        (".weights", ".bin", "--source darknet"),
+    ],
+)
+def test_a_wrong_ending_is_guessed(tmp_path: Path, ending: str, wrong: str, said: str) -> None:
+    right, file = tmp_path / f"right{ending}", tmp_path / f"wrong{wrong}"
+    if ending == ".safetensors":
+        save_file(build(2).state_dict(), right)
+    elif ending == ".pth":
+        torch.save(build(2).state_dict(), right)
+    else:
+        right.write_bytes(darknet_bytes(cspnet.create_model("resnet10", 3), "x"))
+    right.rename(file)
+    with pytest.raises(CheckpointError) as error:
+        load_weights(build(5), file)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_report_says_whether_it_is_the_average(tmp_path: Path) -> None:
+    torch.save({"state_dict": build(2).state_dict(), "state_dict_ema": build(3).state_dict()}, tmp_path / "both.pth")
+    for which, is_average in (("auto", True), ("ema", True), ("raw", False)):
+        report = load_weights(build(5), tmp_path / "both.pth", which=which)
+        assert report.is_average is is_average
+        assert ("of the moving average" in str(report)) is is_average
 
 
 class Hostile:
