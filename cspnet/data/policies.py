@@ -59,14 +59,26 @@ def build_policy(cfg: AugmentRecipe, mean: tuple[float, float, float], size_px: 
 
 
 def _create_timm_policy(config: str, mean: tuple[float, float, float], size_px: int) -> Any:
-    from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+    from timm.data.auto_augment import auto_augment_transform, posterize, rand_augment_transform
 
     hparams = {
         "translate_const": int(size_px * 0.45),
         "img_mean": tuple(min(255, round(255 * value)) for value in mean),
     }
-    create = rand_augment_transform if config.startswith("rand") else auto_augment_transform
-    return create(config, hparams)
+    if not config.startswith("rand"):
+        return auto_augment_transform(config, hparams)
+    policy = rand_augment_transform(config, hparams)
+    for op in policy.ops:
+        if op.aug_fn is posterize:
+            op.aug_fn = _posterize
+    return policy
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """timm's. Its strongest magnitude keeps no bits at all: black, which newer Pillows refuse to make."""
+    from timm.data.auto_augment import posterize
+
+    return Image.new("RGB", image.size) if bits == 0 else posterize(image, bits, **options)
 
 
 class Eraser:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+from timm.data.auto_augment import auto_augment_transform, posterize, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import ColorJitter, TrivialAugmentWide
 
-from cspnet.data.policies import Eraser, build_policy
+from cspnet.data.policies import Eraser, _posterize, build_policy
 from cspnet.recipe.schema import AugmentRecipe
 from cspnet.runtime.random import generator_at
 
@@ -52,6 +52,20 @@ def test_a_policy_is_the_librarys_with_seeded_generators(name: str) -> None:
         assert np.array_equal(ours, np.asarray(theirs(Image.fromarray(pixels))))
         results.append(ours.tobytes())
     assert len(set(results)) > 10
+
+
+def test_the_strongest_posterization_is_black() -> None:
+    """At magnitude 10 timm keeps 0 of 8 bits; Pillow 13 raises ValueError for that, and the run would end."""
+    policy = build_policy(AugmentRecipe(policy="rand-m10-n1-inc1"), (0.5, 0.5, 0.5), 16)
+    pixels = np.random.default_rng(0).integers(1, 256, (16, 16, 3), dtype=np.uint8)
+    black = [not policy(pixels, generator_at(0, "augment", i)).any() for i in range(600)]
+    assert 0 < sum(black) < 60  # one of 15 ways, and half of the times
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_other_posterizations_are_timms(bits: int) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    assert np.array_equal(np.asarray(_posterize(image, bits)), np.asarray(posterize(image, bits)))
 
 
 def test_no_policy_touches_nothing() -> None:
