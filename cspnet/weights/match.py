@@ -211,9 +211,10 @@ def _match_own(content: Mapping[str, Any], state: dict[str, Tensor], model: nn.M
 
 def _count_seen(content: Mapping[str, Any]) -> int:
     """Pictures a checkpoint has been trained on."""
-    if "progress" in content:
-        return int(content["progress"]["step"]) * int(content["global_batch_size"])
-    return int(content.get("seen", 0))
+    progress, batch_size, seen = (content.get(key) for key in ("progress", "global_batch_size", "seen"))
+    if isinstance(progress, Mapping) and isinstance(batch_size, int):
+        return int(progress.get("step", 0)) * batch_size
+    return seen if isinstance(seen, int) else 0
 
 
 def _match_darknet(file: DarknetFile, model: nn.Module, where: str, num_classes: int | None) -> Weights:
@@ -243,9 +244,8 @@ def doubt_export(model: nn.Module, layout: str, name: str) -> tuple[str, ...]:
     if layout == "darknet":
         rows = {name: row.spec for name, row in darknet_cfgs.ROWS.items() if same_layers(row.spec, model.spec)}
         if fitting := [row for row, spec in rows.items() if _activation(spec) == own]:
-            return (
-                () if name in fitting else (f"with this activation Darknet's network is {fitting[0]}: read it as that",)
-            )
+            told = f"with this activation Darknet's network is {fitting[0]}: read it as that"
+            return () if name in fitting else (told,)
         return _compare_activations(model, *_activation(next(iter(rows.values()))), "Darknet")
     theirs = LAYOUTS[layout]
     if own == (theirs.activation, theirs.leaky_slope):
