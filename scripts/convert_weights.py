@@ -58,13 +58,14 @@ def describe(content: Any, weights: Weights, name: str, options: Mapping[str, An
 
     if describes_itself(content):
         keys = ("arch", "num_classes", "classes", "recipe", "eval_cfg")
-        return {key: content[key] for key in keys if key in content} | {"seen": weights.seen}
+        about = {key: content[key] for key in keys if key in content}
+        return {**about, "recipe": {**content["recipe"], "model.options": dict(options)}, "seen": weights.seen}
     recipe: dict[str, Any] = {"model.name": name, "model.options": dict(options)}
-    about: dict[str, Any] = {"arch": name, "num_classes": num_classes, "classes": [], "seen": weights.seen}
+    known: dict[str, Any] = {"arch": name, "num_classes": num_classes, "classes": [], "seen": weights.seen}
     if weights.preprocessing is not None:
         recipe |= geometry_values(weights.preprocessing)
-        about["eval_cfg"] = asdict(weights.preprocessing)
-    return {**about, "recipe": recipe}
+        known["eval_cfg"] = asdict(weights.preprocessing)
+    return {**known, "recipe": recipe}
 
 
 def write(target: Path, model: nn.Module, layout: str, about: Mapping[str, Any], seen: int) -> None:

@@ -8,6 +8,7 @@ import json
 import pickle
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -60,8 +61,11 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 def _guess_kind(path: Path) -> str:
     """What a file looks like that is not what its ending says; empty if it looks like nothing known."""
-    with path.open("rb") as file:
-        start = file.read(16)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return ""
     if path.suffix != ".safetensors" and start[8:9] == b"{" and start[5:8] == bytes(3):
         return "; it looks like safetensors: give it that ending"
     if path.suffix == ".safetensors" and start[:2] == b"PK":
@@ -81,8 +85,8 @@ def _verify_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if archive.getinfo(name).file_size]
             damaged = [name for name in names if not _is_whole(archive, name)]
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return  # no archive, or one that nothing can be read of
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
+        return  # no archive, or one that is not PyTorch's: torch.load says what is wrong with it
     if damaged and len(damaged) < len(names):
         raise CheckpointError(f"{path}: damaged: {damaged[0]} in it does not have its checksum")
 
@@ -92,7 +96,7 @@ def _is_whole(archive: zipfile.ZipFile, name: str) -> bool:
         with archive.open(name) as record:
             while record.read(1 << 20):
                 pass
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, EOFError, zlib.error):
         return False
     return True
 

@@ -95,6 +95,16 @@ def test_our_safetensors_say_what_the_checkpoint_said(tmp_path: Path, convert: C
     assert (report.preprocessing.size_px, report.preprocessing.mean) == (192, (0.1, 0.2, 0.3))
 
 
+def test_options_given_for_a_checkpoint_are_what_the_result_says(tmp_path: Path, convert: Callable[..., str]) -> None:
+    save_checkpoint(
+        build_scrambled("cspdarknet53", 1, num_classes=3, drop_rate=0.1), tmp_path / "own.pt", drop_rate=0.1
+    )
+    words = ("--to", "safetensors", "--model-kwargs", "activation=mish")
+    convert(tmp_path / "own.pt", tmp_path / "own.safetensors", *words)
+    options = read_tensors(tmp_path / "own.safetensors")["recipe"]["model.options"]
+    assert options == {"drop_rate": 0.1, "activation": "mish"}
+
+
 def test_timm_reads_what_is_written_for_it(tmp_path: Path, convert: Callable[..., str]) -> None:
     import timm
     from safetensors.torch import load_file

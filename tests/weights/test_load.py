@@ -307,6 +307,22 @@ def test_a_flipped_byte_is_found_without_a_checksum_beside_the_file(tmp_path: Pa
     check_equal(model, before)
 
 
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(build(2).state_dict(), tmp_path / "secret.pth")
+
+    as_usual = Path.open
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.suffix == ".pth":
+            raise PermissionError(13, "Permission denied")
+        return as_usual(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(CheckpointError, match=r"secret\.pth: .*Permission denied"):
+        read_tensors(tmp_path / "secret.pth")
+
+
 def test_an_archive_without_checksums_is_taken(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
