@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cspnet.data.decode import EXTENSIONS
+from cspnet.data.decode import EXTENSIONS, UnreadableImageError
 from cspnet.errors import DataError
 from cspnet.runtime.files import replacing
 
@@ -52,6 +52,18 @@ class SampleIndex:
         """The path of sample i."""
         start = self.ends[i - 1] if i else 0
         return os.fsdecode(self.paths[start : self.ends[i]].tobytes())
+
+    def read(self, i: int) -> bytes:
+        """The bytes of sample i's file.
+
+        Raises:
+            UnreadableImageError: it cannot be read.
+        """
+        try:
+            with open(self.path(i), "rb", buffering=0) as file:
+                return file.read()
+        except OSError as error:
+            raise UnreadableImageError(error.strerror or str(error)) from error
 
 
 def _pack(
