@@ -11,9 +11,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from cspnet.data.decode import EXTENSIONS, UnreadableImageError
 from cspnet.errors import DataError
 from cspnet.runtime.files import replacing
 
-__all__ = ["SampleIndex", "find_split", "open_index"]
+__all__ = ["Problem", "SampleIndex", "find_left_out", "find_split", "open_index", "refuse"]
 
 _FORMAT = 1
 _LIST_LINE = re.compile(r"\s*(?P<path>\S|\S.*\S)[ \t]+(?P<label>[0-9]{1,9})\s*")
@@ -64,6 +65,29 @@ class SampleIndex:
                 return file.read()
         except OSError as error:
             raise UnreadableImageError(error.strerror or str(error)) from error
+
+
+class Problem(NamedTuple):
+    """Something in a data set that an index cannot take in, and where it stands."""
+
+    kind: str
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+Complain = Callable[[Problem], None]
+
+
+def refuse(problem: Problem) -> None:
+    """Ends the reading of a data set at its first problem.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(str(problem))
 
 
 def _pack(
@@ -122,6 +146,7 @@ def open_index(
     cache_dir: str | None,
     classes: Sequence[str] = (),
     num_classes: int | None = None,
+    complain: Complain = refuse,
 ) -> SampleIndex:
     """The index of a folder or a list file, from the cache if nothing has changed since it was made.
 
@@ -132,56 +157,70 @@ def open_index(
         cache_dir: where indexes are kept; one that cannot be written is left alone, None keeps nothing.
         classes: the class names to label by, from the training split; () takes the folder's own.
         num_classes: labels of a list must be below it; None accepts any.
+        complain: told of what cannot be taken in. If it returns, a line is left out, an empty class is a class
+            without samples, and unknown classes follow those of `classes`; it is told of all only if nothing is cached.
     Raises:
-        DataError: empty, a class without pictures, an unknown class, a missing file, a label out of range.
+        DataError: empty or, from `refuse`, a class without pictures, an unknown class, a line that cannot be read, a
+            missing file, a label out of range.
     """
     path, start = path.resolve(), Path(root).expanduser().resolve()
     cache = _cache_file(path, start, cache_dir) if cache_dir is not None else None
     index = _read_cache(cache) if cache else None
+    names = () if path.is_dir() else _read_class_names(path)
+    num_classes = num_classes or len(names) or None
     if index is None:
         started_ns = time.time_ns()
-        index, stamps = _scan_folder(path) if path.is_dir() else _read_list(path, start)
+        if path.is_dir():
+            index, stamps = _scan_folder(path, complain)
+        else:
+            index, stamps = _read_list(path, start, num_classes, complain)
         if cache and all(changed_ns < started_ns - _RACY_NS for _, changed_ns in stamps):
             _write_cache(cache, index, stamps)
     if path.is_dir():
-        return _relabel(index, classes) if classes else index
-    index = replace(index, classes=_read_class_names(path))
-    num_classes = num_classes or len(index.classes) or None
-    if num_classes is not None and int(index.labels.max()) >= num_classes:
-        line = int(np.argmax(index.labels >= num_classes))
-        raise DataError(
-            f"{path}: label {index.labels[line]} of {index.path(line)} is out of range: "
-            f"there are {num_classes} classes, 0 to {num_classes - 1}"
-        )
-    return index
+        return _relabel(index, classes, complain) if classes else index
+    if num_classes is not None and index.labels.max(initial=0) >= num_classes:  # it was kept with more classes
+        sample = int(np.argmax(index.labels >= num_classes))
+        complain(_out_of_range(str(path), int(index.labels[sample]), index.path(sample), num_classes))
+    return replace(index, classes=names)
 
 
-def _scan_folder(path: Path) -> tuple[SampleIndex, list[tuple[str, int]]]:
+def _out_of_range(place: str, label: int, name: str, num_classes: int) -> Problem:
+    text = f"label {label} of {name} is out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
+    return Problem("label_out_of_range", place, text)
+
+
+def _scan_folder(path: Path, complain: Complain) -> tuple[SampleIndex, list[tuple[str, int]]]:
     """A folder of class folders, in torchvision.datasets.ImageFolder's order; and the time stamps of its folders."""
     stamps = [(str(path), path.stat().st_mtime_ns)]
-    classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+    classes = _class_folders(path)
     if not classes:
         raise DataError(f"{path}: no class folders; expected {path}/<class>/<picture>")
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         before = len(names)
-        for folder, files in sorted(_walk(path / name)):
+        for folder, files in sorted(_walk(path / name, complain)):
             stamps.append((folder, os.stat(folder).st_mtime_ns))
             inside = os.path.relpath(folder, path)
             names += [os.path.join(inside, f) for f in sorted(files) if _is_picture(f)]
         if len(names) == before:
-            raise DataError(f"{path / name}: no pictures in this class folder; fill it or remove it")
+            complain(Problem("empty_class", str(path / name), "no pictures in this class folder; fill it or remove it"))
         labels += [label] * (len(names) - before)
     return _pack(str(path), names, [str(path)] * len(names), labels, classes), stamps
 
 
-def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+def _class_folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _walk(top: Path, complain: Complain) -> Iterator[tuple[str, list[str]]]:
     """Every folder below `top`, through links too, with its files."""
     for folder, folders, files in os.walk(top, followlinks=True):
-        for link in (os.path.join(folder, name) for name in folders):
+        for name in folders.copy():
+            link = os.path.join(folder, name)
             if os.path.islink(link) and Path(folder).resolve().is_relative_to(Path(link).resolve()):
-                raise DataError(f"{link}: links to a folder that it lies in; remove the link")
+                complain(Problem("link_loop", link, "links to a folder that it lies in; remove the link"))
+                folders.remove(name)
         yield folder, files
 
 
@@ -189,20 +228,38 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")  # macOS leaves ._x.jpg beside x.jpg
 
 
-def _relabel(index: SampleIndex, classes: Sequence[str]) -> SampleIndex:
+def find_left_out(path: Path) -> Iterator[Problem]:
+    """What lies in a folder of class folders and is not in its index, sorted by folder."""
+    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+        if os.path.islink(entry.path) and not os.path.exists(entry.path):
+            yield Problem("dangling_link", entry.path, "a link to nothing; as a class folder it is not seen")
+        elif entry.name.startswith("."):
+            yield Problem("left_out", entry.path, "hidden: its name starts with a dot")
+        elif not entry.is_dir():
+            yield Problem("left_out", entry.path, "not in a class folder")
+    for name in _class_folders(path):
+        for folder, files in sorted(_walk(path / name, lambda problem: None)):
+            for file in sorted(file for file in files if not _is_picture(file)):
+                reason = "hidden: its name starts with a dot" if file.startswith(".") else "not named as a picture"
+                yield Problem("left_out", os.path.join(folder, file), reason)
+
+
+def _relabel(index: SampleIndex, classes: Sequence[str], complain: Complain) -> SampleIndex:
     """The same samples, labelled by another split's classes; a split may lack classes but not have others."""
+    unknown = sorted(set(index.classes) - set(classes))
+    for name in unknown:
+        text = f"class folder {name} is not among the model's {len(classes)} classes "
+        text += f"({', '.join(classes[:4])}{' …' * (len(classes) > 4)})"
+        complain(Problem("unknown_class", index.source, text))
+    classes = (*classes, *unknown)
     numbers = {name: i for i, name in enumerate(classes)}
-    unknown = [name for name in index.classes if name not in numbers]
-    if unknown:
-        raise DataError(
-            f"{index.source}: class folder {unknown[0]} is not among the model's {len(classes)} classes "
-            f"({', '.join(classes[:4])}{' …' * (len(classes) > 4)})"
-        )
     table = np.asarray([numbers[name] for name in index.classes], dtype=np.int32)
     return replace(index, labels=table[index.labels], classes=tuple(classes))
 
 
-def _read_list(path: Path, root: Path) -> tuple[SampleIndex, list[tuple[str, int]]]:
+def _read_list(
+    path: Path, root: Path, num_classes: int | None, complain: Complain
+) -> tuple[SampleIndex, list[tuple[str, int]]]:
     """A list of `path label` lines; a path starts at the list's folder or at the data set's root."""
     stamps = [(str(path), path.stat().st_mtime_ns)]
     try:
@@ -217,18 +274,22 @@ def _read_list(path: Path, root: Path) -> tuple[SampleIndex, list[tuple[str, int
         if not line.strip():
             continue
         match = _LIST_LINE.fullmatch(line)
+        place = f"{path} line {number}"
         if match is None:
-            raise DataError(
-                f"{path} line {number}: expected `path label` with a label of 0 or more, got {line.strip()!r}"
-            )
-        name = match["path"]
+            text = f"expected `path label` with a label of 0 or more, got {line.strip()!r}"
+            complain(Problem("malformed_line", place, text))
+            continue
+        name, label = match["path"], int(match["label"])
         found = next((start for start in starts if os.path.isfile(os.path.join(start, name))), None)
         if found is None:
-            raise DataError(f"{path} line {number}: no file {name} in {' or '.join(map(str, starts))}")
-        names.append(name)
-        folders.append(str(found))
-        labels.append(int(match["label"]))
-    if not names:
+            complain(Problem("missing_file", place, f"no file {name} in {' or '.join(map(str, starts))}"))
+        elif num_classes is not None and label >= num_classes:
+            complain(_out_of_range(place, label, name, num_classes))
+        else:
+            names.append(name)
+            folders.append(str(found))
+            labels.append(label)
+    if not any(line.strip() for line in lines):
         raise DataError(f"{path}: the list is empty; expected `path label` lines")
     return _pack(str(path), names, folders, labels, ()), stamps
 

@@ -14,7 +14,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from cspnet.data import index as index_module
-from cspnet.data.index import SampleIndex, find_split, open_index
+from cspnet.data.index import Problem, SampleIndex, find_left_out, find_split, open_index
 from cspnet.errors import DataError
 
 LONG_AGO_S = 1_000_000_000
@@ -378,3 +378,60 @@ def test_an_index_is_a_few_arrays(tmp_path: Path) -> None:
         assert all(array.dtype.kind in "iu" for array in arrays)
         assert sum(array.nbytes for array in arrays) == path_bytes + (8 + 4) * len(names)
         assert len(pickle.dumps(index)) < path_bytes + (8 + 4) * len(names) + 4096  # nothing else a sample
+
+
+def test_all_problems_of_a_list_can_be_collected(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.jpg", "b.jpg")
+    path = write_list(tmp_path / "l.txt", "a.jpg 0\n\nnonsense\ngone.jpg 1\nb.jpg 2\nb.jpg 1\n,\n")
+    problems: list[Problem] = []
+    index = open_at(path, tmp_path / "cache", num_classes=2, complain=problems.append)
+    assert [(Path(name).name, label) for name, label in samples_of(index)] == [("a.jpg", 0), ("b.jpg", 1)]
+    assert [(problem.kind, problem.place) for problem in problems] == [
+        ("malformed_line", f"{path} line 3"),
+        ("missing_file", f"{path} line 4"),
+        ("label_out_of_range", f"{path} line 5"),
+        ("malformed_line", f"{path} line 7"),
+    ]
+    with pytest.raises(DataError) as caught:
+        open_at(path, tmp_path / "cache", num_classes=2)
+    assert str(caught.value) == str(problems[0])
+
+
+def test_a_list_of_problems_alone_has_no_samples(tmp_path: Path) -> None:
+    problems: list[Problem] = []
+    path = write_list(tmp_path / "l.txt", "gone.jpg 0\n")
+    index = open_at(path, tmp_path / "cache", num_classes=2, complain=problems.append)
+    assert (len(index), len(problems)) == (0, 1)
+
+
+def test_all_problems_of_folders_can_be_collected(tmp_path: Path) -> None:
+    root = make_files(tmp_path / "val", "a/1.jpg", "c/1.jpg", "d/notes.txt", "e/1.jpg")
+    (root / "b").mkdir()
+    (root / "a" / "up").symlink_to(root)
+    problems: list[Problem] = []
+    index = open_at(root, tmp_path / "cache", classes=("a", "b", "d", "e"), complain=problems.append)
+    assert [(problem.kind, Path(problem.place).name) for problem in problems] == [
+        ("link_loop", "up"),
+        ("empty_class", "b"),
+        ("empty_class", "d"),
+        ("unknown_class", "val"),
+    ]
+    assert index.classes == ("a", "b", "d", "e", "c")
+    assert index.labels.tolist() == [0, 4, 3]
+
+
+def test_what_is_left_out_of_a_folder(tmp_path: Path) -> None:
+    root = make_files(
+        tmp_path, "a/1.jpg", "a/._1.jpg", "a/sub/notes.txt", "b/2.PNG", "stray.jpg", "README.md", ".cache/x.jpg"
+    )
+    (root / "c").symlink_to(root / "gone")
+    (root / "b" / "3.jpg").symlink_to(root / "gone.jpg")  # in the index: to be reported where it is read
+    found = {(os.path.relpath(place, root), kind) for kind, place, _ in find_left_out(root)}
+    assert found == {
+        ("c", "dangling_link"),
+        (".cache", "left_out"),
+        ("README.md", "left_out"),
+        ("stray.jpg", "left_out"),
+        ("a/._1.jpg", "left_out"),
+        ("a/sub/notes.txt", "left_out"),
+    }
