@@ -158,13 +158,13 @@ def open_index(
         classes: the class names to label by, from the training split; () takes the folder's own.
         num_classes: labels of a list must be below it; None accepts any.
         complain: told of what cannot be taken in. If it returns, a line is left out, an empty class is a class
-            without samples, and unknown classes follow those of `classes`; it is told of all only if nothing is cached.
+            without samples, and unknown classes follow those of `classes`. Only `refuse` goes with the cache.
     Raises:
         DataError: empty or, from `refuse`, a class without pictures, an unknown class, a line that cannot be read, a
             missing file, a label out of range.
     """
     path, start = path.resolve(), Path(root).expanduser().resolve()
-    cache = _cache_file(path, start, cache_dir) if cache_dir is not None else None
+    cache = _cache_file(path, start, cache_dir) if cache_dir is not None and complain is refuse else None
     index = _read_cache(cache) if cache else None
     names = () if path.is_dir() else _read_class_names(path)
     num_classes = num_classes or len(names) or None

@@ -383,6 +383,7 @@ def test_an_index_is_a_few_arrays(tmp_path: Path) -> None:
 def test_all_problems_of_a_list_can_be_collected(tmp_path: Path) -> None:
     make_files(tmp_path, "a.jpg", "b.jpg")
     path = write_list(tmp_path / "l.txt", "a.jpg 0\n\nnonsense\ngone.jpg 1\nb.jpg 2\nb.jpg 1\n,\n")
+    os.utime(path, (LONG_AGO_S, LONG_AGO_S))  # it may be cached, and must not be
     problems: list[Problem] = []
     index = open_at(path, tmp_path / "cache", num_classes=2, complain=problems.append)
     assert [(Path(name).name, label) for name, label in samples_of(index)] == [("a.jpg", 0), ("b.jpg", 1)]
