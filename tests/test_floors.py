@@ -47,6 +47,7 @@ DOORS = {
     ),
     "PIL": (
         "cspnet/data/decode.py",
+        "cspnet/data/inspection.py",
         "cspnet/data/transforms.py",
         "cspnet/data/darknet.py",
         "cspnet/data/policies.py",

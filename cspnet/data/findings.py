@@ -1,0 +1,68 @@
+"""What can be wrong with a data set, how bad it is, and what training makes of it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+__all__ = ["KINDS", "Finding", "Kind"]
+
+
+class Kind(NamedTuple):
+    """A kind of finding.
+
+    broken: a picture that cannot be read, or what training refuses to start with. odd: it is used, but not as it may
+    have been meant. note: worth knowing.
+    """
+
+    severity: Literal["broken", "odd", "note"]
+    meaning: str
+    in_training: str
+
+
+class Finding(NamedTuple):
+    """One finding; `place` is a path or a line of a list, `more` are the other files it is about."""
+
+    kind: str
+    split: str
+    place: str
+    text: str
+    more: tuple[str, ...] = ()
+
+
+_REPLACED = "the next readable picture takes its place (data.bad_images: replace); in validation it counts as wrong"
+_REFUSED = "training does not start"
+
+KINDS: dict[str, Kind] = {
+    "unreadable": Kind("broken", "a file that cannot be read from the disk", _REPLACED),
+    "dangling_link": Kind("broken", "a link to nothing", f"as a class it is not seen; as a picture, {_REPLACED}"),
+    "zero_byte": Kind("broken", "an empty file", _REPLACED),
+    "truncated": Kind("broken", "a file that ends before its picture does", _REPLACED),
+    "bomb": Kind("broken", "a header that claims more pixels than can be true", _REPLACED),
+    "not_picture": Kind("broken", "something else than a picture inside", _REPLACED),
+    "damaged": Kind("broken", "a picture that cannot be decoded", _REPLACED),
+    "empty_class": Kind("broken", "a class folder without pictures", _REFUSED),
+    "unknown_class": Kind("broken", "a class to validate that is not in training", _REFUSED),
+    "class_count": Kind("broken", "splits that do not have the same number of classes", _REFUSED),
+    "link_loop": Kind("broken", "a link to a folder that it lies in", _REFUSED),
+    "malformed_line": Kind("broken", "a line of a list that is not `path label`", _REFUSED),
+    "missing_file": Kind("broken", "a line of a list without its file", _REFUSED),
+    "label_out_of_range": Kind("broken", "a label beyond the number of classes", _REFUSED),
+    "leaked": Kind("odd", "the same bytes in more than one split", "used in each: validation sees what was learnt"),
+    "conflicting": Kind("odd", "the same bytes in more than one class", "used under each of the labels"),
+    "duplicate": Kind("odd", "the same bytes more than once in a class", "used as often as it is there"),
+    "misnamed": Kind("odd", "a name that says another format than the contents", "decoded as what it contains"),
+    "cmyk": Kind("odd", "inks instead of red, green and blue", "converted to RGB without its colour profile"),
+    "sixteen_bit": Kind("odd", "more than 8 bits a channel", "scaled down to 8 bits"),
+    "transparent": Kind("odd", "a transparent picture", "the transparency is dropped: hidden colours are seen"),
+    "exif_rotated": Kind("odd", "an EXIF orientation", "turned upright (data.exif: apply) or read as stored (ignore)"),
+    "multi_frame": Kind("odd", "an animation, or several pictures in one file", "the first of them is used"),
+    "tiny": Kind("odd", "a picture with a side of less than 32 px", "enlarged"),
+    "elongated": Kind("odd", "a picture more than 5 times as long as wide", "cropped; validation sees its middle only"),
+    "huge": Kind("odd", "a picture of more than 89 million pixels", "used; decoding it takes time and memory"),
+    "trailing": Kind("odd", "bytes behind the end of the picture", "they are not read"),
+    "no_end": Kind("odd", "a whole picture without its format's end mark", "used"),
+    "left_out": Kind("odd", "a file that is not taken for a picture", "not used"),
+    "few_pictures": Kind("note", "a class with fewer than 10 pictures", "used"),
+    "imbalanced": Kind("note", "a largest class 10 times the smallest, or more", "used as it is, without weights"),
+    "unseen_class": Kind("note", "classes without a picture in a split", "their outputs are there all the same"),
+}
