@@ -29,12 +29,12 @@ class Finding(NamedTuple):
     more: tuple[str, ...] = ()
 
 
-_REPLACED = "the next readable picture takes its place (data.bad_images: replace); in validation it counts as wrong"
-_REFUSED = "training does not start"
+_REPLACED = "replaced by the next readable picture (data.bad_images: replace); counted as wrong in validation"
+_REFUSED = "refused: it does not start"
 
 KINDS: dict[str, Kind] = {
     "unreadable": Kind("broken", "a file that cannot be read from the disk", _REPLACED),
-    "dangling_link": Kind("broken", "a link to nothing", f"as a class it is not seen; as a picture, {_REPLACED}"),
+    "dangling_link": Kind("broken", "a link to nothing", f"a picture is {_REPLACED}; a class is not seen"),
     "zero_byte": Kind("broken", "an empty file", _REPLACED),
     "truncated": Kind("broken", "a file that ends before its picture does", _REPLACED),
     "bomb": Kind("broken", "a header that claims more pixels than can be true", _REPLACED),

@@ -109,7 +109,7 @@ def _broken(error: Exception, data: bytes) -> tuple[str, str]:
     if isinstance(error, UnidentifiedImageError) and not begins:
         return "not_picture", f"begins with {data[:24]!r}"
     if "truncated" in text.lower() or (begins and _end_of(data) is None):
-        return "truncated", f"{text} ({len(data)} bytes)"
+        return "truncated", f"{text}; {len(data)} bytes"
     return "damaged", text
 
 

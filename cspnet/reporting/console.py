@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["Console", "format_duration"]
+__all__ = ["Console", "format_duration", "open_bar"]
 
 
 def format_duration(seconds: float) -> str:
@@ -18,6 +18,17 @@ def format_duration(seconds: float) -> str:
     hours, minutes, secs = rest // 3600, rest // 60 % 60, rest % 60
     clock = f"{hours}:{minutes:02d}:{secs:02d}" if hours or days else f"{minutes}:{secs:02d}"
     return f"{days}d {clock}" if days else clock
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar without tqdm's watching thread: a process with threads does not fork well."""
+
+    monitor_interval = 0
+
+
+def open_bar(total: int, what: str, unit: str) -> tqdm[Any]:
+    """A progress bar on stderr, gone when it is closed; nothing where that is not a terminal."""
+    return _Bar(total=total, desc=what, unit=unit, leave=False, disable=not sys.stderr.isatty())
 
 
 class Console:
