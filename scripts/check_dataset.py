@@ -105,7 +105,7 @@ def open_splits(root: Path, paths: dict[str, Path]) -> tuple[list[SplitSurvey], 
 
 def look_at(survey: SplitSurvey, workers: int) -> None:
     """Every picture of a split."""
-    bar = open_bar(len(survey.index), survey.name, "picture")
+    bar = open_bar(len(survey.index), survey.name, " pictures")
     with bar, contextlib.closing(inspect_all(survey.index, workers)) as chunks:
         for chunk in chunks:
             survey.add(chunk)

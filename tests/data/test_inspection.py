@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cspnet.data import inspection
+from cspnet.data import inspection, survey
 from cspnet.data.decode import UnreadableImageError, read_rgb
 from cspnet.data.findings import KINDS
 from cspnet.data.inspection import Inspection, inspect_picture
@@ -111,6 +111,7 @@ CASES: dict[str, tuple[str, bytes, set[str]]] = {
     "one pixel": ("x.png", encode(draw(width=1, height=1), "PNG"), {"tiny"}),
     "trailing bytes": ("x.jpg", JPEG + b"more", {"trailing"}),
     "another JPEG behind": ("x.jpg", JPEG + JPEG, {"trailing"}),
+    "trailing bytes, progressive": ("x.jpg", encode(draw(), progressive=True) + b"\xff\xd9", {"trailing"}),
     "trailing bytes of a PNG": ("x.png", PNG + bytes(9), {"trailing"}),
     "a PNG without its end": ("x.png", png(60, 60, 16, 2, WIDE_ROWS, end=False), {"no_end", "sixteen_bit"}),
     "several": ("x.png", encode(draw("CMYK", width=4), exif=turned(8)) + b"!", {
@@ -155,6 +156,15 @@ def test_huge(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspect_picture(JPEG, "x.jpg").findings == ()
     monkeypatch.setattr(inspection, "HUGE_PIXELS", SIZE[0] * SIZE[1] - 1)
     assert inspect_picture(JPEG, "x.jpg").findings == (("huge", "60 x 44 px"),)
+
+
+def test_the_limits_are_those_that_are_told() -> None:
+    assert f"less than {inspection.TINY_PX} px" in KINDS["tiny"].meaning
+    assert f"more than {inspection.ELONGATED_RATIO} times" in KINDS["elongated"].meaning
+    assert f"more than {inspection.HUGE_PIXELS // 10**6} million" in KINDS["huge"].meaning
+    assert Image.MAX_IMAGE_PIXELS == inspection.HUGE_PIXELS
+    assert f"fewer than {survey.FEW_PICTURES} pictures" in KINDS["few_pictures"].meaning
+    assert f"{survey.IMBALANCE_RATIO} times the smallest" in KINDS["imbalanced"].meaning
 
 
 def test_facts() -> None:

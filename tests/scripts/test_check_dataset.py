@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -239,6 +243,33 @@ def test_names_that_are_no_text(clean: Path, tmp_path: Path, run_script: Run) ->
     assert (done.returncode, done.stderr) == (1, "")
     assert [os.fsencode(finding["place"]) for finding in report["findings"]] == [bad]
     assert r"\udcff\nx.jpg" in done.stdout
+
+
+def test_small_and_unequal_classes_are_noted(clean: Path, tmp_path: Path, run_script: Run) -> None:
+    root = tmp_path / "unequal"
+    shutil.copytree(clean / "train", root)
+    write(root / "emu" / "0.jpg", encode(9000))
+    done, report = check(run_script, tmp_path, root, "--workers", 0)
+    assert (done.returncode, report["note"]) == (0, 2)
+    assert [(one["kind"], one["text"]) for one in report["findings"]] == [
+        ("few_pictures", "emu: 1"),
+        ("imbalanced", "cat: 12, emu: 1"),
+    ]
+
+
+def test_a_terminal_sees_a_bar_that_goes(clean: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "scripts/check_dataset.py", str(clean), "--workers", "0"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, check=True, timeout=60)
+    os.close(theirs)
+    seen = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "\rtrain: " in seen
+    assert "/24 " in seen
+    assert seen.endswith("\r")
+    assert seen.rsplit("\r", 2)[1].strip() == ""
+    assert b"/24 " not in done.stdout
 
 
 @pytest.fixture
