@@ -82,7 +82,7 @@ def inspect_picture(data: bytes, name: str) -> Inspection:
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
                 mode, kind = image.mode, image.format or ""
-                turned = getattr(image, "tag_v2", {}).get(_ORIENTATION)  # loading a TIFF turns it and forgets this
+                turned = _tiff_number(image, _ORIENTATION)  # loading a TIFF turns it and forgets this
                 _decode(image)
                 odd = (*_oddities(image, mode, data, turned), *_odd_shape(width, height), *_odd_bytes(data, kind, name))
     except Exception as error:  # Pillow's plugins raise whatever their parser trips over
@@ -114,7 +114,7 @@ def _broken(error: Exception, data: bytes) -> tuple[str, str]:
     return "damaged", text
 
 
-def _oddities(image: Image.Image, mode: str, data: bytes, tiff_orientation: int | None) -> Iterator[tuple[str, str]]:
+def _oddities(image: Image.Image, mode: str, data: bytes, tiff_orientation: int) -> Iterator[tuple[str, str]]:
     """What is odd about how a decoded picture is stored."""
     if mode == "CMYK":
         yield "cmyk", "CMYK"
@@ -135,9 +135,15 @@ def _bits(image: Image.Image, mode: str, data: bytes) -> int:
     """Bits a channel, as stored; Pillow's mode does not tell it of colours."""
     if image.format == "PNG":
         return data[24]
-    if image.format == "TIFF":
-        return int(np.max(image.tag_v2.get(_BITS_PER_SAMPLE, 8)))  # type: ignore[attr-defined]
-    return 16 if mode in _WIDE_MODES else 8
+    return _tiff_number(image, _BITS_PER_SAMPLE) or (16 if mode in _WIDE_MODES else 8)
+
+
+def _tiff_number(image: Image.Image, tag: int) -> int:
+    """The (largest) value of a TIFF's tag; 0 if it has none, or is no TIFF."""
+    try:
+        return int(np.max(getattr(image, "tag_v2", {}).get(tag, 0)))
+    except Exception:  # a damaged tag need not keep the picture from being read
+        return 0
 
 
 def _orientation(image: Image.Image) -> int:
