@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import os
@@ -284,8 +285,15 @@ def start(data: Path, workers: int) -> tuple[subprocess.Popen[str], int]:
     """The script in the middle of its work, as the leader of a process group, and the end of the pipe it waits for."""
     command = [sys.executable, "scripts/check_dataset.py", str(data), "--workers", str(workers)]
     command += ["--json", str(data.parent / "report.json")]
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed,
     )
     while process.poll() is None:
         with contextlib.suppress(OSError):  # nobody reads it yet
