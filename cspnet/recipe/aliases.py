@@ -46,6 +46,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--cutmix-prob": ("mix.prob",),
     "--mixup-prob": ("mix.prob",),
     "--mixup-switch-prob": ("mix.switch_prob",),
+    "--mixup-off-epoch": ("mix.off_epoch",),
     "--aa": ("augment.policy",),
     "--auto-augment": ("augment.policy",),
     "--color-jitter": ("augment.color_jitter",),

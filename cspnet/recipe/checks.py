@@ -120,6 +120,7 @@ _NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Recipe], bool]], ...] = (
         "mix.cutmix_alpha and mix.mixup_alpha",
         lambda recipe: bool(recipe.mix.cutmix_alpha and recipe.mix.mixup_alpha),
     ),
+    (("mix.off_epoch",), "mixing or mix.blur_px", lambda recipe: recipe.mix.is_on),
     (("loss.smoothing_over",), "loss.smoothing", lambda recipe: recipe.loss.smoothing > 0),
     (
         ("optim.momentum",),

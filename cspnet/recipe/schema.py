@@ -190,6 +190,13 @@ class MixRecipe:
     """Darknet's mixing, of half of the groups of four pictures; cutmix_mosaic: either of them, picture by picture."""
     blur_px: Count = 0
     """Darknet's blur of a quarter of the pictures: the kernel's size, odd, from 9 on; 1 means 15; 0 turns it off."""
+    off_epoch: Count = 0
+    """After this many epochs nothing is mixed or blurred any more; 0: mixed to the end."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether pictures are mixed or blurred at all."""
+        return bool(self.cutmix_alpha or self.mixup_alpha or self.darknet != "none" or self.blur_px)
 
 
 @dataclass(frozen=True, config=_CONFIG)

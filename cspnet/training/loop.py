@@ -157,7 +157,8 @@ def _micro_batches(run: Run, batches: Iterator[Batch], clock: _Clock) -> Iterato
         # The address names the slice of the global batch, so that the split over processes does not change the draws.
         address = (step, micro * run.world.size + run.world.rank)
         images = run.erase(images, generator_at(cfg.train.seed, "erase", *address))
-        images, soft = mix_batch(images, soft, generator_at(cfg.train.seed, "mix", *address), cfg.mix)
+        if not cfg.mix.off_epoch or run.state.progress.epoch < cfg.mix.off_epoch:
+            images, soft = mix_batch(images, soft, generator_at(cfg.train.seed, "mix", *address), cfg.mix)
         yield _perturb(run, images, address), soft
 
 

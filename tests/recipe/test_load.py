@@ -73,6 +73,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "mix.mixup_alpha": ("0.2", 0.2),
     "mix.prob": ("0.5", 0.5),
     "mix.switch_prob": ("0.25", 0.25),
+    "mix.off_epoch": ("8", 8),
     "mix.darknet": ("mosaic", "mosaic"),
     "mix.blur_px": ("15", 15),
     "loss.name": ("bce", "bce"),

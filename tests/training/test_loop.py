@@ -91,6 +91,22 @@ def test_soft_cross_entropy_is_the_sum_over_classes() -> None:
     assert soft_cross_entropy(logits.float(), targets).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_mixing_stops_after_the_epochs_it_is_told(
+    picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_mixed: dict[int, list[bool]] = {}
+
+    def record(state: Any, network: Any, batches: Any, **others: Any) -> Any:
+        given = list(batches)
+        is_mixed.setdefault(state.progress.epoch, []).extend(bool((soft.max(1)[0] < 1).any()) for _, soft in given)
+        return train_step(state, network, iter(given), **others)
+
+    monkeypatch.setattr("cspnet.training.loop.train_step", record)
+    flags = ("--batch-size", "8", "--epochs", "4", "--mixup", "1", "--mixup-off-epoch", "2", "--lr", "0.001")
+    assert run(picture_tree, tmp_path / "run", *flags, "--val-split", "null") == 0
+    assert {epoch: set(steps) for epoch, steps in is_mixed.items()} == {0: {True}, 1: {True}, 2: {False}, 3: {False}}
+
+
 def test_half_of_the_micro_batches_behind_the_warm_up_are_attacked_and_ever_harder(
     picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,9 +26,9 @@ def _pooled(depth: int, down: int, cross: int, block: int, out: int) -> StageSpe
 _CIFAR = NetworkSpec(
     stem(32, patterns=True),
     (
-        _pooled(1, 64, 32, 64, 96),
+        _pooled(2, 64, 32, 64, 96),
         _pooled(2, 192, 64, 160, 224),
-        _pooled(1, 256, 64, 192, 256),
+        _pooled(2, 256, 64, 160, 256),
     ),
     activation="silu",
     zero_init_last=False,
@@ -46,6 +46,6 @@ _TINY = NetworkSpec(
 _OURS = "ours; no published figure"
 
 ROWS = {
-    "cspresnet_cifar": ZooEntry(_CIFAR, _OURS, 2_929_864, "ours", 32),
+    "cspresnet_cifar": ZooEntry(_CIFAR, _OURS, 3_234_632, "ours", 32),
     "cspdarknet_tiny": ZooEntry(_TINY, _OURS, 371_608, "ours", 64),
 }
