@@ -44,15 +44,19 @@ DOORS = {
         "cspnet/models/layers.py",
         "cspnet/data/policies.py",
         "cspnet/data/darknet_mixing.py",
+        "cspnet/data/gpu_decode.py",
     ),
     "PIL": (
         "cspnet/data/decode.py",
+        "cspnet/data/encode.py",
+        "cspnet/data/gpu_decode.py",
         "cspnet/data/inspection.py",
         "cspnet/data/transforms.py",
         "cspnet/data/darknet.py",
         "cspnet/data/policies.py",
     ),
     "safetensors": ("cspnet/weights/",),
+    "simplejpeg": ("cspnet/data/jpeg.py",),
 }
 
 

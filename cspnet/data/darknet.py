@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from cspnet.data.decode import Picture
 from cspnet.recipe.schema import DarknetRecipe
 
 __all__ = ["DarknetView", "View", "draw_view", "rand_scale", "render_view"]
@@ -89,8 +89,8 @@ def render_view(pixels: np.ndarray, view: View, size_px: int) -> np.ndarray:
     """
     image = _distort(_sample(pixels, view, size_px), view)
     # By way of int32, because torch turns floats into bytes one by one.
-    result = image.clamp_(0, 255).add_(0.5).int().permute(1, 2, 0).to(torch.uint8).numpy()
-    return result[:, ::-1] if view.flip else result
+    result = image.clamp_(0, 255).add_(0.5).int().permute(1, 2, 0).to(torch.uint8)
+    return (result.flip(1) if view.flip else result).numpy()
 
 
 def _source_map(view: View, width: int, height: int, size_px: int) -> np.ndarray:
@@ -167,7 +167,7 @@ class DarknetView:
     cfg: DarknetRecipe
     flip_prob: float
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator, size_px: int) -> np.ndarray:
-        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
-        view = draw_view(rng, image.width, image.height, size_px, self.cfg, self.flip_prob)
-        return render_view(np.asarray(image), view, size_px)
+    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> np.ndarray:
+        """A picture of any size -> (size_px, size_px, 3) uint8."""
+        view = draw_view(rng, picture.width, picture.height, size_px, self.cfg, self.flip_prob)
+        return render_view(np.asarray(picture.rgb()), view, size_px)

@@ -43,7 +43,8 @@ class Normalizer:
         The uint8 batch crosses to the device; seen as NCHW it already has channels_last memory order.
         """
         images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        return images.float().sub_(self.shift).mul_(self.scale).contiguous(memory_format=self.memory_format)
+        # Two passes: on a GPU the subtraction reads the bytes, and the floats are written once and changed in place.
+        return torch.sub(images, self.shift).mul_(self.scale).contiguous(memory_format=self.memory_format)
 
 
 def soft_targets(targets: Tensor, num_classes: int, smoothing: float, over: str = "all") -> Tensor:

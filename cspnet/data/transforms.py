@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cspnet.data.darknet import DarknetView
-from cspnet.data.decode import crop_resize, pad, resize
+from cspnet.data.decode import Picture, mirror, pad, resize
 from cspnet.data.policies import Policy, build_policy
 from cspnet.recipe.schema import DataRecipe, Recipe
 
@@ -71,14 +71,19 @@ class RandomResizedView:
     aspect: tuple[float, float]
     flip_prob: float
     interpolation: str
+    shrink: bool
+    """Whether JPEGs may be decoded at less than their size, where the area is large."""
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator, size_px: int) -> np.ndarray:
-        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
+    def draw(self, rng: np.random.Generator, width: int, height: int) -> tuple[tuple[int, int, int, int], bool]:
+        """The area (left, top, right, bottom) of a width x height picture, in pixels, and whether it is mirrored."""
         flip = rng.random() < self.flip_prob
-        box = random_resized_box(rng, image.width, image.height, self.scale, self.aspect)
-        pixels = np.asarray(crop_resize(image, box, (size_px, size_px), self.interpolation))
-        # The mirrored view costs nothing: the copy into the batch is made in any case.
-        return pixels[:, ::-1] if flip else pixels
+        return random_resized_box(rng, width, height, self.scale, self.aspect), flip
+
+    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> np.ndarray:
+        """A picture of any size -> (size_px, size_px, 3) uint8."""
+        box, flip = self.draw(rng, picture.width, picture.height)
+        pixels = picture.crop_resize(box, (size_px, size_px), self.interpolation, shrink=self.shrink)
+        return mirror(pixels) if flip else pixels
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,13 @@ class RandomPadView:
     flip_prob: float
     interpolation: str
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator, size_px: int) -> np.ndarray:
-        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
+    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> np.ndarray:
+        """A picture of any size -> (size_px, size_px, 3) uint8."""
         flip = rng.random() < self.flip_prob
-        image = pad(resize(image, (size_px, size_px), self.interpolation), self.pad_px)
+        image = pad(resize(picture.rgb(), (size_px, size_px), self.interpolation), self.pad_px)
         left, top = (int(offset) for offset in rng.integers(2 * self.pad_px + 1, size=2))
-        pixels = np.asarray(image.crop((left, top, left + size_px, top + size_px)))
-        return pixels[:, ::-1] if flip else pixels
+        pixels = np.array(image.crop((left, top, left + size_px, top + size_px)))
+        return mirror(pixels) if flip else pixels
 
 
 @dataclass(frozen=True)
@@ -125,13 +130,13 @@ class SizeRamp:
 class TrainTransform:
     """How a picture is seen in training, and what is changed about it then."""
 
-    view: Callable[[Image.Image, np.random.Generator, int], np.ndarray]
+    view: Callable[[Picture, np.random.Generator, int], np.ndarray]
     sizes: SizeRamp
     policy: Policy
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator, size_px: int) -> np.ndarray:
-        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
-        return self.policy(self.view(image, rng, size_px), rng)
+    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> np.ndarray:
+        """A picture of any size -> (size_px, size_px, 3) uint8."""
+        return self.policy(self.view(picture, rng, size_px), rng)
 
 
 def _limit_aspect(image: Image.Image, aspect: int = 16) -> Image.Image:
@@ -143,16 +148,16 @@ def _limit_aspect(image: Image.Image, aspect: int = 16) -> Image.Image:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Shorter side to size_px / crop_ratio (rounded down), then the centre."""
+    """Shorter side to size_px / crop_ratio (rounded down), then the centre: torchvision's and timm's pixels."""
 
     size_px: int
     crop_ratio: float
     interpolation: str
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """An RGB picture of any size -> (size_px, size_px, 3) uint8."""
+    def __call__(self, picture: Picture) -> np.ndarray:
+        """A picture of any size -> (size_px, size_px, 3) uint8."""
         shorter_px = max(self.size_px, math.floor(self.size_px / self.crop_ratio))
-        image = _limit_aspect(image)
+        image = _limit_aspect(picture.rgb())
         image = resize(image, resized_size(image.width, image.height, shorter_px), self.interpolation)
         left, top = round((image.width - self.size_px) / 2), round((image.height - self.size_px) / 2)
         return np.asarray(image.crop((left, top, left + self.size_px, top + self.size_px)))
@@ -166,8 +171,10 @@ def build_sizes(cfg: DataRecipe) -> SizeRamp:
 def build_train_transform(recipe: Recipe) -> TrainTransform:
     """The training transform of a recipe."""
     cfg = recipe.data
-    views: dict[str, Callable[[Image.Image, np.random.Generator, int], np.ndarray]] = {
-        "random_resized": RandomResizedView(cfg.train_scale, cfg.train_aspect, cfg.flip_prob, cfg.train_interpolation),
+    views: dict[str, Callable[[Picture, np.random.Generator, int], np.ndarray]] = {
+        "random_resized": RandomResizedView(
+            cfg.train_scale, cfg.train_aspect, cfg.flip_prob, cfg.train_interpolation, cfg.shrink
+        ),
         "random_pad": RandomPadView(cfg.pad_px, cfg.flip_prob, cfg.train_interpolation),
         "darknet": DarknetView(recipe.darknet, cfg.flip_prob),
     }
