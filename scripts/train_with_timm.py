@@ -97,6 +97,8 @@ def create_loader(recipe: Recipe, split: str, device: torch.device, batch_size: 
     assert data.root is not None and data.val is not None
     is_training = split == "train"
     path = find_split(data.root, split, data.train if is_training else data.val, data.format)
+    if not path.is_dir():
+        raise DataError(f"{path}: only folders of class folders are compared with timm")
     return timm_loader(
         create_dataset("", root=str(path)),
         input_size=data.train_px if is_training else data.val_px or data.train_px,

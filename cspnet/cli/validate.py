@@ -51,7 +51,7 @@ def create_parser() -> FlagParser:
     )
     data = parser.add_argument_group("data")
     data.add_argument("--data-path", "--data-dir", "--data", dest="data_path", metavar="DIR", help="holds val/")
-    data.add_argument("--data-format", choices=("folder", "list"), help="val/ or val_list.txt [as in training]")
+    data.add_argument("--data-format", choices=("auto", "folder", "list", "shards"), help="[as in training]")
     data.add_argument(
         "--val-split", "--val-list", metavar="NAME", help="folder or list file of the split [as in training]"
     )

@@ -1,121 +1,51 @@
-"""Which pictures there are: folders and list files, found once and kept in a cache.
-
-A million paths are held as one block of bytes with offsets, not as a million Python strings: reading them in forked
-workers then copies nothing.
-"""
+"""Which pictures there are: folders, list files and shards, found once and kept in a cache."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from cspnet.data.decode import EXTENSIONS, UnreadableImageError
+from cspnet.data.decode import EXTENSIONS
+from cspnet.data.findings import Complain, Problem, refuse
+from cspnet.data.samples import RACY_NS, SampleIndex, digest_samples, join_paths, read_arrays, write_arrays
+from cspnet.data.shard_index import open_shards
+from cspnet.data.shards import holds_shards, list_shards
 from cspnet.errors import DataError
-from cspnet.runtime.files import replacing
 
-__all__ = ["Problem", "SampleIndex", "find_left_out", "find_split", "open_index", "refuse"]
+__all__ = ["find_left_out", "find_split", "open_index"]
 
 _FORMAT = 1
 _LIST_LINE = re.compile(r"\s*(?P<path>\S|\S.*\S)[ \t]+(?P<label>[0-9]{1,9})\s*")
-_RACY_NS = 2_000_000_000
-"""A folder changed this shortly before its scan may change again without a new time stamp: such scans are not kept."""
-
-
-@dataclass(frozen=True)
-class SampleIndex:
-    """The samples of one split, in a fixed order.
-
-    `paths` (uint8) holds all paths, UTF-8, one after the other; `ends` (int64, one a sample) where each ends;
-    `labels` (int32, one a sample) the classes. `classes` are their names, empty for a list without classes.txt.
-    """
-
-    source: str
-    paths: np.ndarray
-    ends: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    fingerprint: str
-    """A digest of names and labels in their order; the same wherever the data set lies."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, i: int) -> str:
-        """The path of sample i."""
-        start = self.ends[i - 1] if i else 0
-        return os.fsdecode(self.paths[start : self.ends[i]].tobytes())
-
-    def read(self, i: int) -> bytes:
-        """The bytes of sample i's file.
-
-        Raises:
-            UnreadableImageError: it cannot be read.
-        """
-        try:
-            with open(self.path(i), "rb", buffering=0) as file:
-                return file.read()
-        except OSError as error:
-            raise UnreadableImageError(error.strerror or str(error)) from error
-
-
-class Problem(NamedTuple):
-    """Something in a data set that an index cannot take in, and where it stands."""
-
-    kind: str
-    place: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
-
-
-Complain = Callable[[Problem], None]
-
-
-def refuse(problem: Problem) -> None:
-    """Ends the reading of a data set at its first problem.
-
-    Raises:
-        DataError: always.
-    """
-    raise DataError(str(problem))
 
 
 def _pack(
     source: str, names: Sequence[str], folders: Sequence[str], labels: Sequence[int], classes: Sequence[str]
 ) -> SampleIndex:
     """An index of the files folder/name."""
-    digest = hashlib.sha256()
-    for name, label in zip(names, labels, strict=True):
-        digest.update(b"%s\0%d\0" % (os.fsencode(name), label))
-    encoded = [os.fsencode(os.path.join(folder, name)) for folder, name in zip(folders, names, strict=True)]
-    return SampleIndex(
-        source,
-        np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        np.cumsum([len(path) for path in encoded], dtype=np.int64),
-        np.asarray(labels, dtype=np.int32),
-        tuple(classes),
-        digest.hexdigest()[:16],
-    )
+    paths, ends = join_paths([os.path.join(folder, name) for folder, name in zip(folders, names, strict=True)])
+    numbers = np.asarray(labels, dtype=np.int32)
+    return SampleIndex(source, paths, ends, numbers, tuple(classes), digest_samples(names, labels))
 
 
 def find_split(root: str, split: str, name: str, data_format: str) -> Path:
-    """The folder or list file of a split.
+    """The folder, list file or shards of a split.
 
     Args:
         root: the data set's folder.
         split: train or val.
-        name: auto, or a folder or file relative to root (or absolute).
-        data_format: folder or list; decides what auto means.
+        name: auto, or a folder, a file or a pattern of shards, relative to root (or absolute).
+        data_format: folder, list or shards, which decides what the other auto means; or auto, which takes what is
+            there: class folders in root/split, shards in root/split or in root, a list in root.
+    Returns:
+        A folder or a list file; shards are always given as a pattern, such as root/train/*.tar.
     Raises:
         DataError: it does not exist.
     """
@@ -124,19 +54,38 @@ def find_split(root: str, split: str, name: str, data_format: str) -> Path:
         raise DataError(
             f"data.root: {root}: no such folder; give the folder that holds train/ and val/ with --data-path"
         )
-    if name == "auto":
-        name = split if data_format == "folder" else f"{split}_list.txt"
-    path = folder / name
-    if not path.exists():
-        found = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
-        there = f"it holds {', '.join(found[:6])}{' …' * (len(found) > 6)}" if found else "it is empty"
-        advice = f"name another with --{split}-split NAME or --{split}-list FILE"
-        if folder.name in ("train", "val") and (folder.parent / split).exists():
-            advice = f"did you mean {folder.parent}?"
-        elif any(_is_picture(file.name) for file in folder.glob("*/*")):
-            advice += f"; if its folders are the classes, set pictures aside with scripts/make_lists.py {folder}"
-        raise DataError(f"{folder}: no {name} there ({there}); {advice}")
-    return path
+    candidates = _candidates(folder, split, data_format) if name == "auto" else [_or_shards(folder / name, data_format)]
+    found = next((path for path in candidates if path.exists() or (holds_shards(path) and list_shards(path))), None)
+    if found is not None:
+        return found
+    names = " or ".join(str(path.relative_to(folder) if name == "auto" else name) for path in candidates)
+    inside = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
+    there = f"it holds {', '.join(inside[:6])}{' …' * (len(inside) > 6)}" if inside else "it is empty"
+    advice = f"name another with --{split}-split NAME or --{split}-list FILE"
+    if folder.name in ("train", "val") and (folder.parent / split).exists():
+        advice = f"did you mean {folder.parent}?"
+    elif any(_is_picture(file.name) for file in folder.glob("*/*")):
+        advice += f"; if its folders are the classes, set pictures aside with scripts/make_lists.py {folder}"
+    raise DataError(f"{folder}: no {names} there ({there}); {advice}")
+
+
+def _candidates(folder: Path, split: str, data_format: str) -> list[Path]:
+    """Where a split may lie, best first."""
+    inside, shards, listed = folder / split, folder / f"*{split}*.tar", folder / f"{split}_list.txt"
+    return {
+        "folder": [inside],
+        "list": [listed],
+        "shards": [inside / "*.tar", shards],
+        "auto": [_or_shards(inside, "auto"), shards, listed],
+    }[data_format]
+
+
+def _or_shards(path: Path, data_format: str) -> Path:
+    """A folder, or the shards in it if they are what is meant: it holds some and, with auto, no folders."""
+    if data_format not in ("auto", "shards") or not path.is_dir() or not list_shards(path / "*.tar"):
+        return path
+    has_folders = any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(path))
+    return path if data_format == "auto" and has_folders else path / "*.tar"
 
 
 def open_index(
@@ -147,41 +96,60 @@ def open_index(
     classes: Sequence[str] = (),
     num_classes: int | None = None,
     complain: Complain = refuse,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> SampleIndex:
-    """The index of a folder or a list file, from the cache if nothing has changed since it was made.
+    """The index of a folder, a list file or shards, from the cache if nothing has changed since it was made.
 
     Args:
-        path: a folder of class folders, or a text file of `path label` lines; the lines of a classes.txt beside it
-            are the names of classes 0, 1, 2 …
+        path: a folder of class folders, a text file of `path label` lines, or shards (see `holds_shards`); the lines of
+            a classes.txt beside list or shards are the names of classes 0, 1, 2 …
         root: the data set's folder, where a list's paths may start.
         cache_dir: where indexes are kept; one that cannot be written is left alone, None keeps nothing.
         classes: the class names to label by, from the training split; () takes the folder's own.
-        num_classes: labels of a list must be below it; None accepts any.
-        complain: told of what cannot be taken in. If it returns, a line is left out, an empty class is a class
-            without samples, and unknown classes follow those of `classes`. Only `refuse` goes with the cache.
+        num_classes: labels of a list or of shards must be below it; None accepts any.
+        complain: told of what cannot be taken in. If it returns, a line, a member or a shard is left out, an empty
+            class is a class without samples, and unknown classes follow those of `classes`. Only `refuse` goes with
+            the cache.
+        warn: told of an index that is older than its shards.
     Raises:
         DataError: empty or, from `refuse`, a class without pictures, an unknown class, a line that cannot be read, a
-            missing file, a label out of range.
+            missing file, a label out of range, or shards that are no whole set (see `open_shards`).
     """
     path, start = path.resolve(), Path(root).expanduser().resolve()
-    cache = _cache_file(path, start, cache_dir) if cache_dir is not None and complain is refuse else None
-    index = _read_cache(cache) if cache else None
-    names = () if path.is_dir() else _read_class_names(path)
+    if path.is_dir():
+        index = _open_listed(path, start, None, cache_dir, complain)
+        return _relabel(index, classes, complain) if classes else index
+    names = _read_class_names(path)
     num_classes = num_classes or len(names) or None
+    if holds_shards(path):
+        cache = _cache_file(path, start, cache_dir) if cache_dir is not None else None
+        index = open_shards(path, cache, complain, warn)
+        if classes and names and names != tuple(classes):
+            text = "names other classes, or in another order, than training has"
+            complain(Problem("unknown_class", str(path.parent / "classes.txt"), text))
+    else:
+        index = _open_listed(path, start, num_classes, cache_dir, complain)
+    if num_classes is not None:  # a kept index may have been made for more
+        for sample in map(int, np.flatnonzero(index.labels >= num_classes)):
+            complain(_out_of_range(str(path), int(index.labels[sample]), index.path(sample), num_classes))
+    return replace(index, classes=names)
+
+
+def _open_listed(
+    path: Path, root: Path, num_classes: int | None, cache_dir: str | None, complain: Complain
+) -> SampleIndex:
+    """The index of a folder or a list, kept or new."""
+    cache = _cache_file(path, root, cache_dir) if cache_dir is not None and complain is refuse else None
+    index = _read_cache(cache) if cache else None
     if index is None:
         started_ns = time.time_ns()
         if path.is_dir():
             index, stamps = _scan_folder(path, complain)
         else:
-            index, stamps = _read_list(path, start, num_classes, complain)
-        if cache and all(changed_ns < started_ns - _RACY_NS for _, changed_ns in stamps):
+            index, stamps = _read_list(path, root, num_classes, complain)
+        if cache and all(changed_ns < started_ns - RACY_NS for _, changed_ns in stamps):
             _write_cache(cache, index, stamps)
-    if path.is_dir():
-        return _relabel(index, classes, complain) if classes else index
-    if num_classes is not None and index.labels.max(initial=0) >= num_classes:  # it was kept with more classes
-        sample = int(np.argmax(index.labels >= num_classes))
-        complain(_out_of_range(str(path), int(index.labels[sample]), index.path(sample), num_classes))
-    return replace(index, classes=names)
+    return index
 
 
 def _out_of_range(place: str, label: int, name: str, num_classes: int) -> Problem:
@@ -313,37 +281,21 @@ def _cache_file(path: Path, root: Path, cache_dir: str) -> Path:
 
 def _read_cache(file: Path) -> SampleIndex | None:
     """A kept index, or None when there is none, it is damaged, or a folder has changed since."""
+    found = read_arrays(file, _FORMAT)
+    if found is None:
+        return None
+    meta, arrays = found
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            meta = json.loads(arrays["meta"].tobytes())
-            if meta["format"] != _FORMAT:
-                return None
-            if any(os.stat(name).st_mtime_ns != changed_ns for name, changed_ns in meta["stamps"]):
-                return None
-            return SampleIndex(
-                meta["source"],
-                arrays["paths"],
-                arrays["ends"],
-                arrays["labels"],
-                tuple(meta["classes"]),
-                meta["fingerprint"],
-            )
-    except Exception:  # a damaged archive makes zipfile and numpy raise anything; it costs a scan, nothing else
+        if any(os.stat(name).st_mtime_ns != changed_ns for name, changed_ns in meta.pop("stamps")):
+            return None
+        return SampleIndex(**{**arrays, **meta, "classes": tuple(meta["classes"])})
+    except (OSError, KeyError, TypeError, ValueError):  # a folder is gone, or somebody else's file
         return None
 
 
 def _write_cache(file: Path, index: SampleIndex, stamps: list[tuple[str, int]]) -> None:
-    meta = {
-        "format": _FORMAT,
-        "source": index.source,
-        "classes": index.classes,
-        "fingerprint": index.fingerprint,
-        "stamps": stamps,
-    }
-    meta_bytes = np.frombuffer(json.dumps(meta).encode("utf-8", "surrogateescape"), dtype=np.uint8)
-    try:
+    meta = {"source": index.source, "classes": index.classes, "fingerprint": index.fingerprint, "stamps": stamps}
+    arrays = {"paths": index.paths, "ends": index.ends, "labels": index.labels}
+    with contextlib.suppress(OSError):  # it costs a scan at the next start, nothing else
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary, temporary.open("wb") as archive:
-            np.savez(archive, meta=meta_bytes, paths=index.paths, ends=index.ends, labels=index.labels)
-    except OSError:
-        return  # a cache that cannot be written costs a scan at the next start, nothing else
+        write_arrays(file, _FORMAT, meta, arrays)

@@ -67,6 +67,22 @@ def _check_pictures(recipe: Recipe) -> tuple[str, str] | None:
     policy = augment.policy
     if policy not in (None, "3a", "trivial") and not _RANDAUGMENT.fullmatch(str(policy)):
         return "augment.policy", f"{policy!r}: expected such as rand-m9-n2-mstd0.5-inc1, or 3a, or trivial"
+    return _check_gpu_decoder(recipe)
+
+
+def _check_gpu_decoder(recipe: Recipe) -> tuple[str, str] | None:
+    """What works on the pixels in the reading processes has none there when the GPU decodes."""
+    data, augment = recipe.data, recipe.augment
+    if data.decoder != "gpu":
+        return None
+    for key, value, does in (
+        ("data.train_crop", data.train_crop, data.train_crop == "random_resized"),
+        ("data.train_interpolation", data.train_interpolation, data.train_interpolation in ("bilinear", "bicubic")),
+        ("augment.policy", augment.policy, augment.policy is None),
+        ("augment.color_jitter", augment.color_jitter, not augment.color_jitter),
+    ):
+        if not does:
+            return "data.decoder", f"gpu does not do {key} {value}; use fast, or another {key.split('.')[1]}"
     return None
 
 

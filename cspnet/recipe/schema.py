@@ -90,12 +90,15 @@ class DataRecipe:
 
     root: str | None = None
     """Folder of the data set."""
-    format: Literal["folder", "list"] = "folder"
-    """folder: train/ and val/ hold a folder a class. list: train_list.txt and val_list.txt hold `path label` lines."""
+    format: Literal["auto", "folder", "list", "shards"] = "auto"
+    """folder: train/ and val/ hold a folder a class. list: train_list.txt and val_list.txt hold `path label` lines.
+    shards: train/*.tar and val/*.tar, or *train*.tar and *val*.tar, hold <key>.jpg and <key>.cls. auto: what is
+    there."""
     train: str = "auto"
-    """Folder or list file of the training pictures, relative to root; auto goes by format."""
+    """Folder, list file or pattern of shards (imagenet1k-train-*.tar) of the training pictures, relative to root; auto
+    goes by format."""
     val: str | None = "auto"
-    """Folder or list file of the validation pictures, relative to root; auto goes by format, null means none."""
+    """The same of the validation pictures; null means none."""
     cache_dir: str = "~/.cache/cspnet"
     """Where the index of a scanned data set is kept."""
     train_px: Pixels = 224
@@ -129,6 +132,13 @@ class DataRecipe:
     """Standard deviation of red, green and blue, on a scale of 0 to 1."""
     exif: Literal["apply", "ignore"] = "apply"
     """Whether a picture is turned as its EXIF orientation says (as viewers do) or read as stored (as timm does)."""
+    decoder: Literal["fast", "pillow", "gpu"] = "fast"
+    """fast: of a JPEG what is needed, by libjpeg-turbo, and the rest by Pillow. pillow: everything whole, by Pillow.
+    gpu: JPEGs of random_resized training pictures whole, on a CUDA GPU, and the rest as fast; the pixels differ a
+    little."""
+    shrink: bool = True
+    """random_resized: decode a JPEG at half, a quarter or an eighth of its size where the area is large enough; decoder
+    gpu does not."""
     bad_images: Literal["replace", "raise"] = "replace"
     """A picture that cannot be read: replace it by the next readable one and count it, or stop the run."""
     workers: Count | None = None

@@ -240,7 +240,10 @@ BAD: dict[str, tuple[Callable[[Path, Path, Path], list[object]], tuple[str, ...]
         lambda ckpt, data, tmp: ["--checkpoint", ckpt, "--data-path", empty_split(tmp)],
         ("val", "no class folders"),
     ),
-    "no split": (lambda ckpt, data, tmp: ["--checkpoint", ckpt, "--data-path", tmp], ("no val there",)),
+    "no split": (
+        lambda ckpt, data, tmp: ["--checkpoint", ckpt, "--data-path", tmp],
+        ("no val or *val*.tar or val_list.txt there",),
+    ),
     "no folder": (
         lambda ckpt, data, tmp: ["--checkpoint", ckpt, "--data-path", tmp / "nowhere"],
         ("nowhere", "no such folder"),

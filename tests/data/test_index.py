@@ -14,7 +14,9 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from cspnet.data import index as index_module
-from cspnet.data.index import Problem, SampleIndex, find_left_out, find_split, open_index
+from cspnet.data.findings import Problem
+from cspnet.data.index import find_left_out, find_split, open_index
+from cspnet.data.samples import SampleIndex
 from cspnet.errors import DataError
 
 LONG_AGO_S = 1_000_000_000

@@ -54,6 +54,8 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "data.mean": ("[0.5, 0.5, 0.25]", (0.5, 0.5, 0.25)),
     "data.std": ("[0.5, 0.5, 0.25]", (0.5, 0.5, 0.25)),
     "data.exif": ("ignore", "ignore"),
+    "data.decoder": ("pillow", "pillow"),
+    "data.shrink": ("false", False),
     "data.bad_images": ("raise", "raise"),
     "data.workers": ("0", 0),
     "data.prefetch": ("2", 2),

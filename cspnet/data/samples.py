@@ -1,0 +1,100 @@
+"""The samples of a split as a few arrays.
+
+A million paths are held as one block of bytes with offsets, not as a million Python strings: reading them in forked
+workers then copies nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cspnet.data.decode import UnreadableImageError
+from cspnet.runtime.files import replacing
+
+__all__ = ["RACY_NS", "SampleIndex", "digest_samples", "join_paths", "read_arrays", "write_arrays"]
+
+RACY_NS = 2_000_000_000
+"""What changed this shortly before its scan may change again without a new time stamp: such scans are not kept."""
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """The samples of one split, in a fixed order.
+
+    `paths` (uint8) holds all paths, UTF-8, one after the other; `ends` (int64, one a sample) where each ends;
+    `labels` (int32, one a sample) the classes. `classes` are their names, empty for a list without classes.txt.
+    """
+
+    source: str
+    paths: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    fingerprint: str
+    """A digest of names and labels in their order; the same wherever the data set lies."""
+    encoding: str = ""
+    """How the pictures were encoded anew when they were packed; empty: they are the original files."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, i: int) -> str:
+        """The path of sample i."""
+        start = self.ends[i - 1] if i else 0
+        return os.fsdecode(self.paths[start : self.ends[i]].tobytes())
+
+    def read(self, i: int) -> bytes:
+        """The bytes of sample i's file.
+
+        Raises:
+            UnreadableImageError: it cannot be read.
+        """
+        try:
+            with open(self.path(i), "rb", buffering=0) as file:
+                return file.read()
+        except OSError as error:
+            raise UnreadableImageError(error.strerror or str(error)) from error
+
+
+def digest_samples(names: Iterable[str], labels: Iterable[int], encoding: str = "") -> str:
+    """The fingerprint of samples; pictures encoded anew are other pictures."""
+    digest = hashlib.sha256(encoding.encode())
+    for name, label in zip(names, labels, strict=True):
+        digest.update(b"%s\0%d\0" % (os.fsencode(name), label))
+    return digest.hexdigest()[:16]
+
+
+def join_paths(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """`paths` and `ends` of an index."""
+    encoded = [os.fsencode(path) for path in paths]
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), np.cumsum([len(path) for path in encoded], dtype=np.int64)
+
+
+def write_arrays(file: Path, version: int, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Keep arrays, and what JSON can say of them, in an .npz file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps({"format": version, **meta}).encode("utf-8", "surrogateescape")
+    with replacing(file) as temporary, temporary.open("wb") as archive:
+        np.savez(archive, **{"meta": np.frombuffer(text, dtype=np.uint8), **arrays})  # type: ignore[arg-type]
+
+
+def read_arrays(file: Path, version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """What `write_arrays` kept; None when there is none, it is damaged, or of another version."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta = json.loads(arrays.pop("meta").tobytes())
+    except Exception:  # a damaged archive makes zipfile and numpy raise anything
+        return None
+    return (meta, arrays) if meta.pop("format", None) == version else None
