@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Look at every picture of a data set before a training does: what is broken, what is odd, and what becomes of it.
 
-    python3 scripts/check_dataset.py DIR                       # train/ and val/, or train_list.txt and val_list.txt
+    python3 scripts/check_dataset.py DIR                       # folders, lists or shards, as in train.py
     python3 scripts/check_dataset.py DIR --train-list a.txt --val-list b.txt --json report.json
-    python3 scripts/check_dataset.py DIR/val                   # one folder of class folders, or one list file
+    python3 scripts/check_dataset.py DIR/val                   # one folder, list file or pattern of shards
 
 Splits are named as for train.py. Every picture is decoded as a whole. Exit code: 0 if nothing is broken, 1 if something
 is, 2 for a command line or a data set that cannot be used at all.
@@ -29,8 +29,9 @@ from typing import Any, get_args
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
-from cspnet.data.findings import KINDS, Finding
-from cspnet.data.index import Problem, SampleIndex, find_left_out, find_split, open_index
+from cspnet.data.findings import KINDS, Finding, Problem
+from cspnet.data.index import find_left_out, find_split, open_index
+from cspnet.data.shards import holds_shards, list_shards
 from cspnet.data.survey import SplitSurvey, find_copies, find_small_classes, find_unseen_classes, inspect_all
 from cspnet.errors import EXIT_DONE, DataError, UserError
 from cspnet.recipe.load import field_table
@@ -42,33 +43,34 @@ EXIT_BROKEN = 1
 FORMATS: tuple[str, ...] = get_args(field_table()["data.format"].annotation)
 
 
-def find_splits(data: Path, names: dict[str, str], data_format: str | None) -> tuple[Path, dict[str, Path]]:
-    """The data set's folder, and the folder or list file of each split that is to be checked, by name.
+def find_splits(data: Path, names: dict[str, str], data_format: str) -> tuple[Path, dict[str, Path]]:
+    """The data set's folder, and the folder, list file or shards of each split that is to be checked, by name.
 
     Args:
-        data: the data set's folder, or a single folder of class folders or list file.
+        data: the data set's folder, or a single folder of class folders, list file, shard or pattern of shards.
         names: what to take for train and val: auto is what is there, null or none is none, others must exist.
-        data_format: decides what auto means; None tries all.
+        data_format: decides what auto means.
     Raises:
         UserError: there is no such thing.
     """
-    if not data.exists():
-        raise UserError(f"{data}: no such file or folder; name a data set, a folder of class folders or a list file")
-    if data.is_file():
+    if not data.is_dir():
+        if not data.exists() and not (holds_shards(data) and list_shards(data)):
+            raise UserError(f"{data}: no such file or folder; name a data set, or a folder, list or pattern of shards")
         return data.parent, {data.name: data}
-    asked = {split: name for split, name in names.items() if name not in ("null", "none")}
-    named = {split: find_split(str(data), split, name, "folder") for split, name in asked.items() if name != "auto"}
-    autos = [split for split in asked if split not in named]
-    for one_format in [data_format] if data_format else FORMATS:
-        found = dict(named)
-        for split in autos:
-            with contextlib.suppress(DataError):
-                found[split] = find_split(str(data), split, "auto", one_format)
-        if len(found) > len(named):
-            return data, {split: found[split] for split in names if split in found}
-    if not named and data_format:
-        return data, {split: find_split(str(data), split, "auto", data_format) for split in autos}
-    return data, named or {data.resolve().name: data}
+    found: dict[str, Path] = {}
+    missing = []
+    for split, name in names.items():
+        if name in ("null", "none"):
+            continue
+        try:
+            found[split] = find_split(str(data), split, name, data_format)
+        except DataError as error:
+            if name != "auto":
+                raise
+            missing.append(error)
+    if not found and data_format != "auto" and missing:
+        raise missing[0]
+    return data, found or {data.resolve().name: find_split(str(data), "", ".", "auto")}
 
 
 def open_splits(root: Path, paths: dict[str, Path]) -> tuple[list[SplitSurvey], int]:
@@ -82,6 +84,7 @@ def open_splits(root: Path, paths: dict[str, Path]) -> tuple[list[SplitSurvey], 
     num_classes = 0
     for name, path in paths.items():
         problems: list[Problem] = []
+        stale: list[str] = []
         index = open_index(
             path,
             root=str(root),
@@ -89,8 +92,10 @@ def open_splits(root: Path, paths: dict[str, Path]) -> tuple[list[SplitSurvey], 
             classes=classes,
             num_classes=num_classes or None,
             complain=problems.append,
+            warn=stale.append,
         )
-        if path.is_dir() and type(index) is SampleIndex:
+        problems += [Problem("stale_index", str(path), text) for text in stale]
+        if path.is_dir():
             problems += find_left_out(path)
         if not surveys:
             classes, num_classes = index.classes, len(index.classes) or int(index.labels.max(initial=-1)) + 1
@@ -139,15 +144,17 @@ def usable_cores() -> int:
 def main() -> int:
     """The command line."""
     parser = FlagParser(prog="check_dataset.py", description=__doc__)
-    parser.add_argument("data", type=non_empty_path, metavar="DIR", help="data set, folder of class folders, or list")
+    parser.add_argument(
+        "data", type=non_empty_path, metavar="DIR", help="data set, or one folder, list or pattern of shards"
+    )
     for split in ("train", "val"):
         parser.add_argument(
             *(f"--{split}-split", f"--{split}-list"),
             default="auto",
             metavar="NAME",
-            help="its folder or list file, relative to DIR; null for none [what is there]",
+            help="its folder, list or shards, relative to DIR; null for none [what is there]",
         )
-    parser.add_argument("--data-format", choices=FORMATS, help="what to look for [whichever is there, in this order]")
+    parser.add_argument("--data-format", choices=FORMATS, default="auto", help="what to look for [%(default)s]")
     parser.add_argument("--json", type=non_empty_path, metavar="FILE", help="write the report there, with all findings")
     parser.add_argument(
         "--workers",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-__all__ = ["KINDS", "Finding", "Kind"]
+from cspnet.errors import DataError
+
+__all__ = ["KINDS", "Complain", "Finding", "Kind", "Problem", "refuse"]
 
 
 class Kind(NamedTuple):
@@ -29,6 +32,29 @@ class Finding(NamedTuple):
     more: tuple[str, ...] = ()
 
 
+class Problem(NamedTuple):
+    """Something in a data set that an index cannot take in, and where it stands."""
+
+    kind: str
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+Complain = Callable[[Problem], None]
+
+
+def refuse(problem: Problem) -> None:
+    """Ends the reading of a data set at its first problem.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(str(problem))
+
+
 _REPLACED = "replaced by the next readable picture (data.bad_images: replace); counted as wrong in validation"
 _REFUSED = "refused: it does not start"
 
@@ -46,6 +72,9 @@ KINDS: dict[str, Kind] = {
     "link_loop": Kind("broken", "a link to a folder that it lies in", _REFUSED),
     "malformed_line": Kind("broken", "a line of a list that is not `path label`", _REFUSED),
     "missing_file": Kind("broken", "a line of a list without its file", _REFUSED),
+    "damaged_shard": Kind("broken", "a shard that is cut short, damaged or no tar archive", _REFUSED),
+    "mixed_shards": Kind("broken", "shards that were not packed together, or some that are missing", _REFUSED),
+    "bad_member": Kind("broken", "in a shard, no label or no picture of that key, or a second one", _REFUSED),
     "label_out_of_range": Kind("broken", "a label beyond the number of classes", _REFUSED),
     "leaked": Kind("odd", "the same bytes in more than one split", "used in each: validation sees what was learnt"),
     "conflicting": Kind("odd", "the same bytes in more than one class", "used under each of the labels"),
@@ -62,6 +91,7 @@ KINDS: dict[str, Kind] = {
     "trailing": Kind("odd", "bytes behind the end of the picture", "they are not read"),
     "no_end": Kind("odd", "a whole picture without its format's end mark", "used"),
     "left_out": Kind("odd", "a file that is not taken for a picture", "not used"),
+    "stale_index": Kind("odd", "an index that is older than its shards", "the shards are scanned anew at each start"),
     "few_pictures": Kind("note", "a class with fewer than 10 pictures", "used"),
     "imbalanced": Kind("note", "a largest class 10 times the smallest, or more", "used as it is, without weights"),
     "unseen_class": Kind("note", "classes without a picture in a split", "their outputs are there all the same"),

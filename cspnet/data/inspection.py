@@ -1,4 +1,4 @@
-"""What is in the bytes of a picture, and what is odd about them; broken is exactly what `read_rgb` refuses."""
+"""What is in the bytes of a picture, and what is odd about them; broken is exactly what `Picture.rgb` refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cspnet.data.decode import UnreadableImageError
-from cspnet.data.index import SampleIndex
+from cspnet.data.samples import SampleIndex
 
 __all__ = ["DIGEST_BYTES", "Inspection", "inspect_picture", "inspect_sample"]
 
@@ -91,7 +91,7 @@ def inspect_picture(data: bytes, name: str) -> Inspection:
 
 
 def _decode(image: Image.Image) -> None:
-    """All that `read_rgb` does and that can fail."""
+    """All that reading a picture by Pillow does and that can fail."""
     image.load()
     if image.mode in _WIDE_MODES:
         np.asarray(image)

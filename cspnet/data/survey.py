@@ -5,12 +5,8 @@ Of a picture its size and a digest are kept, 32 bytes, and a line for each findi
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import os
-import signal
 import sys
-import threading
 from array import array
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -21,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from cspnet.data.findings import Finding
-from cspnet.data.index import Problem, SampleIndex
+from cspnet.data.findings import Finding, Problem
 from cspnet.data.inspection import DIGEST_BYTES, Inspection, inspect_sample
+from cspnet.data.samples import SampleIndex
 from cspnet.errors import DataError
+from cspnet.runtime.processes import held_back_interrupts, leave_with_parent
 
 __all__ = ["SplitSurvey", "find_copies", "find_small_classes", "find_unseen_classes", "inspect_all"]
 
@@ -49,7 +46,7 @@ def inspect_all(index: SampleIndex, workers: int) -> Generator[list[Inspection],
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)  # forking shares the index
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(index,))
-    with _interrupts_held_back():
+    with held_back_interrupts():
         pool.submit(int)  # the processes start with the first task, and never see a Ctrl-C
     pending: deque[tuple[tuple[int, int], Future[list[Inspection]]]] = deque()
     try:
@@ -69,34 +66,14 @@ def inspect_all(index: SampleIndex, workers: int) -> Generator[list[Inspection],
         pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _index: SampleIndex
 """The index that a worker process reads."""
 
 
 def _start_worker(index: SampleIndex) -> None:
-    """Stopping is the main process's business; but its end is a worker's end, too."""
     global _index
     _index = index
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def leave_with_parent() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    leave_with_parent()
 
 
 def _inspect_span(span: tuple[int, int]) -> list[Inspection]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import io
 import json
 import os
@@ -26,9 +25,11 @@ import pytest
 from PIL import Image
 
 from cspnet.data.findings import KINDS
-from cspnet.data.index import SampleIndex, open_index
+from cspnet.data.index import open_index
+from cspnet.data.samples import SampleIndex
 from cspnet.data.survey import SplitSurvey, find_copies, inspect_all
 from tests.conftest import ROOT
+from tests.processes import members_of, start_group, wait_for_the_end_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -283,40 +284,13 @@ def held(clean: Path, tmp_path: Path) -> Path:
 
 def start(data: Path, workers: int) -> tuple[subprocess.Popen[str], int]:
     """The script in the middle of its work, as the leader of a process group, and the end of the pipe it waits for."""
-    command = [sys.executable, "scripts/check_dataset.py", str(data), "--workers", str(workers)]
-    command += ["--json", str(data.parent / "report.json")]
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heed,
-    )
+    report = data.parent / "report.json"
+    process = start_group("scripts/check_dataset.py", data, "--workers", workers, "--json", report)
     while process.poll() is None:
         with contextlib.suppress(OSError):  # nobody reads it yet
             return process, os.open(data / "cat" / "000a.jpg", os.O_WRONLY | os.O_NONBLOCK)
         time.sleep(0.01)
     raise AssertionError(process.communicate()[1])
-
-
-def members_of(group: int) -> list[str]:
-    """The processes of a group that have not ended. Source: proc(5), /proc/[pid]/stat."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
-            found += [file.parent.name] * (int(its_group) == group and state != "Z")
-    return found
-
-
-def wait_for_the_end_of(group: int) -> None:
-    deadline = time.monotonic() + 30
-    while members_of(group):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -341,8 +315,8 @@ def test_the_reading_processes_end_with_a_killed_one(held: Path) -> None:
 
 def test_a_reading_process_that_dies_is_one_line(held: Path) -> None:
     process, pipe = start(held, 1)
-    (worker,) = set(members_of(process.pid)) - {str(process.pid)}
-    os.kill(int(worker), signal.SIGKILL)
+    (worker,) = set(members_of(process.pid)) - {process.pid}
+    os.kill(worker, signal.SIGKILL)
     _, told = process.communicate(timeout=30)
     os.close(pipe)
     assert (process.returncode, len(told.splitlines())) == (2, 1)
