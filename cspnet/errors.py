@@ -20,6 +20,7 @@ __all__ = [
     "RunFolderError",
     "TrainingError",
     "UserError",
+    "WorkerError",
     "shared_errors",
 ]
 
@@ -65,6 +66,10 @@ class CheckpointError(UserError):
 
 class DeviceError(UserError):
     """A device, precision or process group that is not available."""
+
+
+class WorkerError(UserError):
+    """A reading process that died or has no room for its batches."""
 
 
 class TrainingError(UserError):

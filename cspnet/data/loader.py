@@ -7,40 +7,39 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cspnet.data.decode import UnreadableImageError, read_rgb
-from cspnet.data.index import SampleIndex
+from cspnet.data.decode import Picture, UnreadableImageError, open_picture
+from cspnet.data.feed import BadImage, Batch, feed
 from cspnet.data.sampler import BatchAddress, BatchPlan, eval_addresses
+from cspnet.data.samples import SampleIndex
+from cspnet.data.shared import CAN_FORK, FillsPlaces, Pictures, create_places, receive
 from cspnet.data.transforms import EvalTransform, TrainTransform
+from cspnet.data.workers import TellingErrors, read_all, start_worker
 from cspnet.runtime.random import generator_at
 
-__all__ = ["BadImage", "Batch", "EvalLoader", "EvalPictures", "TrainLoader", "TrainPictures", "default_workers"]
+__all__ = [
+    "BadImage",
+    "Batch",
+    "EvalLoader",
+    "EvalPictures",
+    "Reader",
+    "ReadingError",
+    "TrainLoader",
+    "TrainPictures",
+    "default_workers",
+    "start_reading",
+]
+
+T = TypeVar("T")
 
 _REPLACEMENT_TRIES = 100
-
-
-class BadImage(NamedTuple):
-    """A picture that could not be read."""
-
-    path: str
-    reason: str
-
-
-class Batch(NamedTuple):
-    """`images` (N, H, W, 3) uint8; `targets` (N,) int64, -1 where a validation picture could not be read."""
-
-    images: Tensor
-    targets: Tensor
-    bad: list[BadImage]
 
 
 def default_workers(local_size: int) -> int:
@@ -49,71 +48,117 @@ def default_workers(local_size: int) -> int:
     return max(1, min(8, cores // local_size))
 
 
+class ReadingError(Exception):
+    """A fault of ours that came out at one picture, which the message names; the cause keeps its traceback."""
+
+
 @dataclass(frozen=True)
-class TrainPictures(Dataset[Batch]):
+class Reader:
+    """How a sample of an index becomes a picture."""
+
+    index: SampleIndex
+    exif: Literal["apply", "ignore"]
+    decoder: Literal["fast", "pillow"]
+
+    def open(self, sample: int) -> Picture:
+        """The picture of a sample.
+
+        Raises:
+            UnreadableImageError: it is missing or damaged; some damage comes out only where its pixels are used.
+        """
+        return open_picture(self.index.read(sample), self.exif, self.decoder)
+
+    def blame(self, sample: int, error: Exception) -> ReadingError:
+        """What to raise from an error that nobody foresaw."""
+        return ReadingError(f"{self.index.path(sample)}: {type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class TrainPictures(Pictures):
     """Training batches by address."""
 
-    index: SampleIndex
+    reader: Reader
     transform: TrainTransform
     seed: int
-    exif: Any
 
-    def __getitem__(self, address: BatchAddress) -> Batch:
-        side = self.transform.sizes.size_at(address.epoch)
-        images = np.empty((len(address.samples), side, side, 3), dtype=np.uint8)
-        targets = np.empty(len(address.samples), dtype=np.int64)
+    @property
+    def max_px(self) -> int:  # type: ignore[override]
+        """The largest side of a picture."""
+        return self.transform.sizes.sizes()[-1]
+
+    def side_at(self, address: BatchAddress) -> int:
+        """The side of a batch's pictures, in pixels."""
+        return self.transform.sizes.size_at(address.epoch)
+
+    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, list[BadImage]]:
+        """See `Pictures.fill`."""
+        labels = np.empty(len(address.samples), dtype=np.int64)
         bad: list[BadImage] = []
         for i, (position, sample) in enumerate(zip(address.positions, address.samples, strict=True)):
-            rng = generator_at(self.seed, "augment", address.epoch, int(position))
-            try:
-                image, targets[i] = self._read(int(sample), bad)
-            except UnreadableImageError:  # an empty batch tells the caller, who raises where the run can be ended well
-                return Batch(torch.empty(0, side, side, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), bad)
-            images[i] = self.transform(image, rng, side)
-        return Batch(torch.from_numpy(images), torch.from_numpy(targets), bad)
+            found = self.show(int(sample), address.epoch, int(position), pixels[i], bad)
+            if found is None:
+                return labels[:0], bad
+            labels[i] = self.reader.index.labels[found]
+        return labels, bad
 
-    def _read(self, sample: int, bad: list[BadImage]) -> tuple[Any, int]:
-        """Picture and label; an unreadable one is replaced by the next readable one of the index, with its label."""
-        for i in range(min(_REPLACEMENT_TRIES, len(self.index))):
-            replacement = (sample + i) % len(self.index)
-            path = self.index.path(replacement)
+    def show(self, sample: int, epoch: int, position: int, out: np.ndarray, bad: list[BadImage]) -> int | None:
+        """Write a view of a sample to `out` (S, S, 3) uint8; returns the one that was shown, None if none can be read.
+
+        An unreadable one is replaced by the next readable one of the index, which is seen with the same draws.
+        """
+        index = self.reader.index
+        for i in range(min(_REPLACEMENT_TRIES, len(index))):
+            shown = (sample + i) % len(index)
+            rng = generator_at(self.seed, "augment", epoch, position)
             try:
-                return read_rgb(path, self.exif), int(self.index.labels[replacement])
+                out[:] = self.transform(self.reader.open(shown), rng, len(out))
+                return shown
             except UnreadableImageError as error:
-                bad.append(BadImage(path, str(error)))
-        raise UnreadableImageError(f"no readable picture from {bad[-1].path} on")
+                bad.append(BadImage(index.path(shown), str(error)))
+            except Exception as error:
+                raise self.reader.blame(shown, error) from error
+        return None
 
 
 @dataclass(frozen=True)
-class EvalPictures(Dataset[Batch]):
+class EvalPictures(Pictures):
     """Validation batches by address. A picture that cannot be read is never replaced: it is black, with target -1."""
 
-    index: SampleIndex
+    reader: Reader
     transform: EvalTransform
-    exif: Any
 
-    def __getitem__(self, address: BatchAddress) -> Batch:
-        side = self.transform.size_px
-        images = np.zeros((len(address.samples), side, side, 3), dtype=np.uint8)
-        targets = self.index.labels[address.samples].astype(np.int64)
+    @property
+    def max_px(self) -> int:  # type: ignore[override]
+        """The side of a picture."""
+        return self.transform.size_px
+
+    def side_at(self, address: BatchAddress) -> int:
+        """The side of a batch's pictures, in pixels."""
+        return self.transform.size_px
+
+    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, list[BadImage]]:
+        """See `Pictures.fill`."""
+        index = self.reader.index
+        labels = index.labels[address.samples].astype(np.int64)
         bad: list[BadImage] = []
         for i, sample in enumerate(address.samples):
-            path = self.index.path(int(sample))
             try:
-                images[i] = self.transform(read_rgb(path, self.exif))
+                pixels[i] = self.transform(self.reader.open(int(sample)))
             except UnreadableImageError as error:
-                bad.append(BadImage(path, str(error)))
-                targets[i] = -1
-        return Batch(torch.from_numpy(images), torch.from_numpy(targets), bad)
+                bad.append(BadImage(index.path(int(sample)), str(error)))
+                pixels[i], labels[i] = 0, -1
+            except Exception as error:
+                raise self.reader.blame(int(sample), error) from error
+        return labels, bad
 
 
-class _Addresses(Sampler[BatchAddress]):
+class _Addresses(Sampler[Any]):
     """An iterator of addresses in the form the DataLoader asks for."""
 
-    def __init__(self, addresses: Callable[[], Iterator[BatchAddress]]) -> None:
+    def __init__(self, addresses: Callable[[], Iterator[Any]]) -> None:
         self.addresses = addresses
 
-    def __iter__(self) -> Iterator[BatchAddress]:
+    def __iter__(self) -> Iterator[Any]:
         return self.addresses()
 
 
@@ -121,54 +166,69 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _create_loader(
-    pictures: Dataset[Batch],
-    addresses: Callable[[], Iterator[BatchAddress]],
-    workers: int,
-    prefetch: int,
-    pin_memory: bool,
-) -> DataLoader[Batch]:
-    # Forking shares the index with the workers as it is; elsewhere than on Linux it is not safe.
-    context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
-    return DataLoader(
-        pictures,
+def start_reading(
+    items: Dataset[T], addresses: Callable[[], Iterator[Any]], workers: int, prefetch: int, device: torch.device
+) -> Iterator[T]:
+    """The items of a data set at addresses, in their order; on the host, and pinned if the device is a GPU."""
+    loader: DataLoader[T] = DataLoader(
+        TellingErrors(items),
         batch_size=None,  # an address is a whole batch
         sampler=_Addresses(addresses),
         collate_fn=_as_is,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
-        pin_memory=pin_memory,
-        multiprocessing_context=context,
+        pin_memory=device.type == "cuda",
+        # Forking shares the index with the workers as it is; elsewhere than on Linux it is not safe.
+        multiprocessing_context=multiprocessing.get_context("fork") if workers and CAN_FORK else None,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # the loader draws a seed at each start: not from the generator of the model
     )
+    return read_all(loader)
+
+
+def _start_batches(
+    pictures: Pictures,
+    addresses: Callable[[], Iterator[BatchAddress]],
+    batch_size: int,
+    workers: int,
+    prefetch: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """The batches at addresses, of at most `batch_size` pictures, on the device."""
+    if not workers:
+        return feed(start_reading(pictures, addresses, 0, prefetch, device), device)
+    # One for each batch that is being made or waits, and for the few that the loop has or is about to take.
+    filling = FillsPlaces(pictures, create_places(workers * prefetch + 3, batch_size * 3 * pictures.max_px**2))
+    sent = start_reading(filling, lambda: filling.give_places(addresses()), workers, prefetch, device)
+    return feed(map(receive, sent), device)
 
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """The training batches of one process."""
+    """The training batches of one process, on the device as `cspnet.data.feed` puts them there."""
 
-    pictures: Dataset[Batch]
+    pictures: Pictures
     plan: BatchPlan
     rank: int
     workers: int
     prefetch: int
-    pin_memory: bool
+    device: torch.device
 
     def start_at(self, epoch: int, sample: int) -> Iterator[Batch]:
         """Batches without end, from `sample` pictures into `epoch`; nothing before them is read."""
-        loader = _create_loader(
+        return _start_batches(
             self.pictures,
             lambda: self.plan.addresses(self.rank, epoch, sample),
+            self.plan.batch_size,
             self.workers,
             self.prefetch,
-            self.pin_memory,
+            self.device,
         )
-        return iter(loader)
 
 
 @dataclass(frozen=True)
 class EvalLoader:
-    """The validation batches of one process; together the processes read every picture exactly once."""
+    """The validation batches of one process, on the device; together the processes read every picture exactly once."""
 
     pictures: EvalPictures
     batch_size: int
@@ -176,21 +236,23 @@ class EvalLoader:
     world_size: int
     workers: int
     prefetch: int
-    pin_memory: bool
+    device: torch.device
     limit: int | None = None
     """Stop after this many pictures of the split (over all processes)."""
 
     @property
     def num_samples(self) -> int:
         """Pictures that all processes read together."""
-        return len(self.pictures.index) if self.limit is None else min(self.limit, len(self.pictures.index))
+        return (
+            len(self.pictures.reader.index) if self.limit is None else min(self.limit, len(self.pictures.reader.index))
+        )
 
     def __iter__(self) -> Iterator[Batch]:
-        loader = _create_loader(
+        return _start_batches(
             self.pictures,
             lambda: eval_addresses(self.num_samples, self.batch_size, self.rank, self.world_size),
+            self.batch_size,
             self.workers,
             self.prefetch,
-            self.pin_memory,
+            self.device,
         )
-        return iter(loader)

@@ -12,24 +12,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from cspnet.data import loader as loader_module
-from cspnet.data.decode import read_rgb
-from cspnet.data.index import SampleIndex, open_index
-from cspnet.data.loader import Batch, EvalLoader, EvalPictures, TrainLoader, TrainPictures, default_workers
+from cspnet.data.decode import Picture, open_picture
+from cspnet.data.index import open_index
+from cspnet.data.loader import Batch, EvalLoader, EvalPictures, Reader, TrainLoader, TrainPictures, default_workers
 from cspnet.data.sampler import BatchPlan, epoch_order
+from cspnet.data.samples import SampleIndex
 from cspnet.data.transforms import EvalTransform, build_train_transform
 from cspnet.recipe.schema import DataRecipe, Recipe
 from cspnet.runtime.random import generator_at
 
+CPU = torch.device("cpu")
 SEED = 9
-TRAIN = build_train_transform(Recipe(data=DataRecipe(train_px=16)))
+TRAIN = build_train_transform(Recipe(data=DataRecipe(train_px=16, shrink=False)))
 EVAL = EvalTransform(16, 0.875, "bilinear")
 
 
 def open_pictures(folder: Path) -> SampleIndex:
     return open_index(folder, root=str(folder.parent), cache_dir=None)
+
+
+def reader_of(index: SampleIndex) -> Reader:
+    return Reader(index, "apply", "fast")
+
+
+def open_file(path: str | Path) -> Picture:
+    return open_picture(Path(path).read_bytes(), decoder="pillow")
 
 
 @pytest.fixture
@@ -40,12 +48,12 @@ def tree(picture_tree: Path, tmp_path: Path) -> Path:
 
 def create_train_loader(index: SampleIndex, workers: int = 0, batch_size: int = 4, **plan: int) -> TrainLoader:
     shares = {"accumulate": 1, "world_size": 1, "seed": SEED, **plan}
-    pictures = TrainPictures(index, TRAIN, SEED, "apply")
-    return TrainLoader(pictures, BatchPlan(len(index), batch_size, **shares), 0, workers, 2, False)
+    pictures = TrainPictures(reader_of(index), TRAIN, SEED)
+    return TrainLoader(pictures, BatchPlan(len(index), batch_size, **shares), 0, workers, 2, CPU)
 
 
 def create_eval_loader(index: SampleIndex, workers: int = 0, rank: int = 0, world_size: int = 1) -> EvalLoader:
-    return EvalLoader(EvalPictures(index, EVAL, "apply"), 4, rank, world_size, workers, 2, False)
+    return EvalLoader(EvalPictures(reader_of(index), EVAL), 4, rank, world_size, workers, 2, CPU)
 
 
 def take(batches: Iterator[Batch], count: int) -> list[Batch]:
@@ -65,11 +73,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that this process reads from now on."""
     paths: list[str] = []
 
-    def read_and_note(path: str, exif: str) -> Image.Image:
-        paths.append(path)
-        return read_rgb(path, exif)
+    def read_and_note(index: SampleIndex, sample: int) -> bytes:
+        paths.append(index.path(sample))
+        return read(index, sample)
 
-    monkeypatch.setattr(loader_module, "read_rgb", read_and_note)
+    read = SampleIndex.read
+    monkeypatch.setattr(SampleIndex, "read", read_and_note)
     return paths
 
 
@@ -86,7 +95,7 @@ def test_training_batches_are_those_of_their_addresses(picture_tree: Path) -> No
             position = step * 4 + i
             path = Path(index.path(int(order[position])))
             assert int(batch.targets[i]) == index.classes.index(path.parent.name)
-            reference = TRAIN(read_rgb(str(path)), generator_at(SEED, "augment", epoch, position), 16)
+            reference = TRAIN(open_file(path), generator_at(SEED, "augment", epoch, position), 16)
             assert np.array_equal(batch.images[i].numpy(), reference)
 
 
@@ -116,7 +125,7 @@ def test_the_pictures_of_a_step_are_the_same_for_one_process_and_two(picture_tre
     alone = take(create_train_loader(index, accumulate=2).start_at(0, 0), 12)
     plan = BatchPlan(48, 4, 1, 2, SEED)
     for rank in range(2):
-        share = TrainLoader(TrainPictures(index, TRAIN, SEED, "apply"), plan, rank, 0, 2, False)
+        share = TrainLoader(TrainPictures(reader_of(index), TRAIN, SEED), plan, rank, 0, 2, CPU)
         assert_same(take(share.start_at(0, 0), 6), alone[rank::2])
 
 
@@ -142,7 +151,7 @@ def test_a_broken_training_picture_is_replaced_by_the_next_of_the_index(
     for position, sample in enumerate(order.tolist()):
         step, i = divmod(position, 4)
         if sample in broken:
-            reference = TRAIN(read_rgb(index.path(replacement)), generator_at(SEED, "augment", 0, position), 16)
+            reference = TRAIN(open_file(index.path(replacement)), generator_at(SEED, "augment", 0, position), 16)
             assert np.array_equal(batches[step].images[i].numpy(), reference)
             assert int(batches[step].targets[i]) == int(index.labels[replacement])
         else:
@@ -174,7 +183,7 @@ def test_validation_reads_every_picture_in_its_order(picture_tree: Path, reads: 
     assert [len(batch.images) for batch in batches] == [4, 4, 2]
     assert torch.cat([batch.targets for batch in batches]).tolist() == index.labels.tolist()
     images = np.concatenate([batch.images.numpy() for batch in batches])
-    assert all(np.array_equal(images[i], EVAL(read_rgb(index.path(i)))) for i in range(10))
+    assert all(np.array_equal(images[i], EVAL(open_file(index.path(i)))) for i in range(10))
 
 
 def test_workers_do_not_change_validation_batches(picture_tree: Path) -> None:
@@ -191,7 +200,7 @@ def test_processes_share_the_validation_split(
 ) -> None:
     index = open_pictures(picture_tree / "val")
     for rank in range(world_size):
-        loader = EvalLoader(EvalPictures(index, EVAL, "apply"), 2, rank, world_size, 0, 2, False, limit)
+        loader = EvalLoader(EvalPictures(reader_of(index), EVAL), 2, rank, world_size, 0, 2, CPU, limit)
         assert loader.num_samples == (limit or 10)
         list(loader)
     assert sorted(reads) == [index.path(i) for i in range(limit or 10)]
@@ -235,8 +244,8 @@ def test_workers_by_default(monkeypatch: pytest.MonkeyPatch, cores: int, process
 def test_the_size_of_a_batch_follows_its_epoch(picture_tree: Path) -> None:
     index = open_pictures(picture_tree / "train")
     transform = build_train_transform(Recipe(data=DataRecipe(train_px=80, start_px=16, ramp_epochs=(1, 3))))
-    pictures = TrainPictures(index, transform, SEED, "apply")
-    loader = TrainLoader(pictures, BatchPlan(len(index), 24, 1, 1, SEED), 0, 0, 2, False)
+    pictures = TrainPictures(reader_of(index), transform, SEED)
+    loader = TrainLoader(pictures, BatchPlan(len(index), 24, 1, 1, SEED), 0, 0, 2, CPU)
     sides = [tuple(batch.images.shape[1:3]) for batch in take(loader.start_at(0, 0), 10)]
     assert sides == [(side, side) for side in (16, 16, 48, 80, 80) for _ in range(2)]
     (later,) = take(loader.start_at(2, 24), 1)

@@ -1,0 +1,51 @@
+"""Processes that tests start, stop and count."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+__all__ = ["members_of", "start_group", "wait_for_the_end_of"]
+
+
+def start_group(*command: object) -> subprocess.Popen[str]:
+    """A script of the project as the leader of a process group, its output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
+    )
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
+
+
+def members_of(group: int) -> list[int]:
+    """The processes of a group that have not ended. Source: proc(5), /proc/[pid]/stat."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
+            found += [int(file.parent.name)] * (int(its_group) == group and state != "Z")
+    return found
+
+
+def wait_for_the_end_of(group: int) -> None:
+    """Returns when no process of a group is left, within 30 s."""
+    deadline = time.monotonic() + 30
+    while members_of(group):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
