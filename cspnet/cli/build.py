@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from cspnet.data.index import SampleIndex, find_split, open_index
-from cspnet.data.loader import BadImage, EvalLoader, EvalPictures, TrainLoader, TrainPictures, default_workers
+from cspnet.data.gpu_decode import GpuDecodingLoader, create_gpu_decoder
+from cspnet.data.index import find_split, open_index
+from cspnet.data.loader import BadImage, EvalLoader, EvalPictures, Reader, TrainLoader, TrainPictures, default_workers
 from cspnet.data.mixing import Normalizer
 from cspnet.data.sampler import BatchPlan
+from cspnet.data.samples import SampleIndex
 from cspnet.data.transforms import EvalTransform, build_sizes, build_train_transform
 from cspnet.errors import DataError, DeviceError, ModelError, RecipeError
 from cspnet.evaluation.evaluate import evaluate
@@ -96,17 +98,19 @@ def geometry_values(preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
-def open_splits(recipe: Recipe, world: World) -> Splits:
+def open_splits(recipe: Recipe, world: World, warn: Callable[[str], None] = lambda text: None) -> Splits:
     """Both splits' indexes: looked up by the first process, handed to all.
 
+    Args:
+        warn: told of an index that is older than its shards.
     Raises:
         DataError: no data set, or one that cannot be used.
         RecipeError: model.num_classes contradicts the data.
     """
-    return on_main(world, lambda: _open_splits(recipe))
+    return on_main(world, lambda: _open_splits(recipe, warn))
 
 
-def _open_splits(recipe: Recipe) -> Splits:
+def _open_splits(recipe: Recipe, warn: Callable[[str], None]) -> Splits:
     cfg = recipe.data
     root = cfg.root or (str(Path(cfg.train).parent) if os.path.isabs(cfg.train) else None)
     if root is None:
@@ -117,7 +121,7 @@ def _open_splits(recipe: Recipe) -> Splits:
     except DataError as error:
         raise DataError(f"{error}; --val-split null trains without validation") from error
     asked = recipe.model.num_classes
-    train = open_index(train_path, root=root, cache_dir=cfg.cache_dir, num_classes=asked)
+    train = open_index(train_path, root=root, cache_dir=cfg.cache_dir, num_classes=asked, warn=warn)
     num_classes = len(train.classes) or asked or int(train.labels.max()) + 1
     if asked is not None and train.classes and asked != len(train.classes):
         raise RecipeError(
@@ -126,7 +130,14 @@ def _open_splits(recipe: Recipe) -> Splits:
         )
     val = None
     if val_path is not None:
-        val = open_index(val_path, root=root, cache_dir=cfg.cache_dir, classes=train.classes, num_classes=num_classes)
+        val = open_index(
+            val_path,
+            root=root,
+            cache_dir=cfg.cache_dir,
+            classes=train.classes,
+            num_classes=num_classes,
+            warn=warn,
+        )
         if val.classes and not train.classes and len(val.classes) != num_classes:
             raise DataError(
                 f"{val_path}: {len(val.classes)} class folders, but the training list has {num_classes} classes"
@@ -142,10 +153,16 @@ def build_train_loader(recipe: Recipe, splits: Splits, world: World, device: tor
     """The training batches of this process."""
     cfg = recipe.train
     plan = BatchPlan(len(splits.train), cfg.batch_size, cfg.accumulate, world.size, cfg.seed, recipe.augment.repeats)
-    pictures = TrainPictures(splits.train, build_train_transform(recipe), cfg.seed, recipe.data.exif)
-    return TrainLoader(
-        pictures, plan, world.rank, _workers(recipe.data, world), recipe.data.prefetch, device.type == "cuda"
-    )
+    pictures = TrainPictures(_build_reader(splits.train, recipe.data), build_train_transform(recipe), cfg.seed)
+    how = (plan, world.rank, _workers(recipe.data, world), recipe.data.prefetch, device)
+    if recipe.data.decoder == "gpu":
+        return GpuDecodingLoader(pictures, *how, decode=create_gpu_decoder(device))
+    return TrainLoader(pictures, *how)
+
+
+def _build_reader(index: SampleIndex, cfg: DataRecipe) -> Reader:
+    """How reading processes decode; what the GPU does not decode is decoded the fast way."""
+    return Reader(index, cfg.exif, "pillow" if cfg.decoder == "pillow" else "fast")
 
 
 def build_validation(
@@ -163,14 +180,15 @@ def build_validation(
     batch_size = recipe.eval.batch_size or recipe.train.batch_size
     loader = EvalLoader(
         EvalPictures(
-            index, EvalTransform(geometry.size_px, geometry.crop_ratio, geometry.interpolation), geometry.exif
+            _build_reader(index, recipe.data),
+            EvalTransform(geometry.size_px, geometry.crop_ratio, geometry.interpolation),
         ),
         batch_size,
         world.rank,
         world.size,
         _workers(recipe.data, world),
         recipe.data.prefetch,
-        device.type == "cuda",
+        device,
         batch_size * world.size if one_batch else None,
     )
     return functools.partial(

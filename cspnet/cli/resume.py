@@ -20,10 +20,10 @@ from cspnet.weights.load import load_state_dict
 __all__ = ["check_checkpoint", "check_same_run", "restore", "say_differences"]
 
 # What may differ between a run and its continuation without making it another run: where and how it is computed.
-_FREE_KEYS = ("data.root", "data.cache_dir", "data.workers", "data.prefetch", "train.device", "train.batch_size",
-              "train.accumulate", "train.grad_checkpointing", "eval.batch_size", "log.every_steps", "log.tensorboard",
-              "checkpoint.every_steps", "checkpoint.keep", "model.pretrained", "model.pretrained_source",
-              "model.pretrained_classes", "model.num_classes")  # fmt: skip
+_FREE_KEYS = ("data.root", "data.format", "data.train", "data.cache_dir", "data.workers", "data.prefetch",
+              "train.device", "train.batch_size", "train.accumulate", "train.grad_checkpointing", "eval.batch_size",
+              "log.every_steps", "log.tensorboard", "checkpoint.every_steps", "checkpoint.keep", "model.pretrained",
+              "model.pretrained_source", "model.pretrained_classes", "model.num_classes")  # fmt: skip
 
 
 def say_differences(saved: Mapping[str, Any], recipe: Recipe, console: Console) -> None:

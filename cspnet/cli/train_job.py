@@ -78,7 +78,7 @@ def run_train_job(job: TrainJob) -> int:
 def _run(context: _Context) -> int:
     """Everything is built and checked before the first thing is written."""
     job, console = context.job, context.place.console
-    splits = build.open_splits(context.recipe, context.place.world)
+    splits = build.open_splits(context.recipe, context.place.world, console.warn)
     with shared_errors():
         state = _build_state(context, splits)
         loader = build.build_train_loader(context.recipe, splits, context.place.world, context.place.device)
@@ -212,6 +212,9 @@ def _say_start(run: Run, splits: build.Splits, start: Start, console: Console) -
     console.say(
         f"data    {len(splits.train):,} pictures to train, {val}, {splits.num_classes} classes: {cfg.data.root}"
     )
+    for name, index in (("training", splits.train), ("validation", splits.val)):
+        if index is not None and index.encoding:
+            console.say(f"        {name} pictures encoded anew: {index.encoding}")
     left_out = plan.num_samples - plan.steps_per_epoch * plan.global_batch_size
     console.say(f"model   {cfg.model.name}, {params:,} parameters")
     console.say(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from cspnet.cli import build
-from cspnet.data.index import SampleIndex, find_split, open_index
+from cspnet.data.index import find_split, open_index
+from cspnet.data.samples import SampleIndex
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, UserError, shared_errors
 from cspnet.models import create_model
 from cspnet.recipe.load import COMMAND_LINE, DEFAULT, load_recipe
@@ -74,11 +75,13 @@ def run_validate_job(job: ValidateJob) -> int:
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
             model = build.build_model(recipe, subject.num_classes, device)
             load_state_dict(model, weights.state, where=str(job.checkpoint))
-        index = on_main(world, lambda: _open_index(job, subject))
+        index = on_main(world, lambda: _open_index(job, subject, console.warn))
         geometry = build.build_geometry(recipe.data)
         kind = "moving average" if weights.is_average else "raw weights"
         console.say(f"{recipe.model.name}, {kind}, {len(index):,} pictures at {geometry}, {device}")
         console.say(f"geometry from {subject.geometry_source}")
+        if index.encoding:
+            console.say(f"pictures encoded anew: {index.encoding}")
         for warning in weights.warnings:
             console.warn(f"{job.checkpoint}: {warning}")
         validate = build.build_validation(
@@ -152,11 +155,16 @@ def _describe_sources(sources: Mapping[str, str]) -> str:
     return text
 
 
-def _open_index(job: ValidateJob, subject: _Subject) -> SampleIndex:
+def _open_index(job: ValidateJob, subject: _Subject, warn: Callable[[str], None]) -> SampleIndex:
     cfg = subject.recipe.data
     path = find_split(str(cfg.root), "val", cfg.val or "auto", cfg.format)
     index = open_index(
-        path, root=str(cfg.root), cache_dir=cfg.cache_dir, classes=subject.classes, num_classes=subject.num_classes
+        path,
+        root=str(cfg.root),
+        cache_dir=cfg.cache_dir,
+        classes=subject.classes,
+        num_classes=subject.num_classes,
+        warn=warn,
     )
     if index.classes and len(index.classes) != subject.num_classes:
         raise DataError(
