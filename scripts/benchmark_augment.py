@@ -46,7 +46,7 @@ def measure_views(paths: list[Path], size_px: int, repeats: int) -> dict[str, li
     """Seconds of each repeat, over all pictures, per way; the ways take turns."""
     import torch
 
-    from cspnet.data.decode import UnreadableImageError, read_rgb
+    from cspnet.data.decode import UnreadableImageError, open_picture
     from cspnet.data.transforms import build_train_transform
     from cspnet.recipe.load import load_recipe
     from cspnet.runtime.random import generator_at
@@ -59,14 +59,14 @@ def measure_views(paths: list[Path], size_px: int, repeats: int) -> dict[str, li
     seconds: dict[str, list[float]] = {name: [] for name in VIEWS}
     for path in paths:
         try:
-            read_rgb(str(path))
+            open_picture(path.read_bytes()).rgb()
         except UnreadableImageError as error:
             raise UserError(f"{path}: cannot be read: {error}; take it out of the folder") from error
     for repeat in range(repeats + 1):
         for name, transform in transforms.items():
             started_s = time.perf_counter()
             for i, path in enumerate(paths):
-                transform(read_rgb(str(path)), generator_at(0, "augment", repeat, i), size_px)
+                transform(open_picture(path.read_bytes()), generator_at(0, "augment", repeat, i), size_px)
             if repeat:  # the first round warms the file cache
                 seconds[name].append(time.perf_counter() - started_s)
     return seconds
