@@ -49,6 +49,7 @@ def plan_splits(
             path = find_split(str(root), split, "auto", data_format)
         except DataError:
             if splits is None and plans:
+                Console(0).warn(f"{root}: no {split} there: only train is packed; --splits packs splits of other names")
                 continue
             raise
         classes = plans[0].index.classes if plans else ()

@@ -82,6 +82,14 @@ def test_a_run_goes_on_with_the_shards_of_its_pictures(tree: Path, tmp_path: Pat
         assert torch.equal(value, weights[1][key]), key
 
 
+def test_a_split_of_another_name_is_not_passed_over_in_silence(tree: Path, tmp_path: Path, run_script: Run) -> None:
+    (tree / "val").rename(tree / "test")
+    done = run_script("scripts/pack_dataset.py", tree, tmp_path / "packed")
+    assert done.returncode == 0
+    assert f"{tree}: no val there: only train is packed; --splits" in done.stdout + done.stderr
+    assert [folder.name for folder in (tmp_path / "packed").iterdir()] == ["train"]
+
+
 def test_encoded_anew(tmp_path: Path, run_script: Run) -> None:
     """Large pictures get smaller and upright, small JPEGs keep their bytes, and all are JPEGs of the same things."""
     source = tmp_path / "data" / "train" / "cat"
