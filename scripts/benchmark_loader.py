@@ -64,6 +64,7 @@ from cspnet.data.samples import SampleIndex, digest_samples, join_paths
 from cspnet.data.shards import ShardIndex, holds_shards, list_shards
 from cspnet.errors import EXIT_DONE, UserError
 from cspnet.runtime.files import write_atomically
+from cspnet.runtime.processes import count_cores
 
 BASE, LOOSE, LIMIT = "timm's transform", "ours, loose", "limit: decoding alone"
 _MISSING = "not installed"
@@ -273,11 +274,10 @@ def describe_machine() -> str:
     if info.exists():
         models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = models[0] if models else cpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     names = ("pillow", "torch", "torchvision", "timm", "simplejpeg", "nvidia-dali-cuda120", "ffcv")
     versions = ", ".join(["Python " + platform.python_version(), *read_versions(names)])
-    return f"{describe_commit()}; {cpu}, {cores} cores{gpu}; {versions}"
+    return f"{describe_commit()}; {cpu}, {count_cores()} cores{gpu}; {versions}"
 
 
 def describe_commit() -> str:

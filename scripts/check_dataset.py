@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -38,6 +37,7 @@ from cspnet.recipe.load import field_table
 from cspnet.reporting.console import format_duration, open_bar
 from cspnet.reporting.dataset_report import dataset_lines
 from cspnet.runtime.files import write_atomically
+from cspnet.runtime.processes import count_cores
 
 EXIT_BROKEN = 1
 FORMATS: tuple[str, ...] = get_args(field_table()["data.format"].annotation)
@@ -136,11 +136,6 @@ def build_report(root: Path, surveys: Sequence[SplitSurvey], num_classes: int) -
     }
 
 
-def usable_cores() -> int:
-    """The cores that this program may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def main() -> int:
     """The command line."""
     parser = FlagParser(prog="check_dataset.py", description=__doc__)
@@ -159,7 +154,7 @@ def main() -> int:
     parser.add_argument(
         "--workers",
         type=int,
-        default=usable_cores(),
+        default=count_cores(),
         metavar="N",
         help="processes, 0 for none but its own [%(default)s]",
     )

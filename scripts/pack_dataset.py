@@ -49,7 +49,10 @@ def plan_splits(
             path = find_split(str(root), split, "auto", data_format)
         except DataError:
             if splits is None and plans:
-                Console(0).warn(f"{root}: no {split} there: only train is packed; --splits packs splits of other names")
+                others = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and folder.name != "train")
+                if others:
+                    advice = f"--splits train {others[0]} packs both"
+                    Console(0).warn(f"{root}: no {split} there: only train is packed; {advice}")
                 continue
             raise
         classes = plans[0].index.classes if plans else ()

@@ -21,6 +21,7 @@ from cspnet.data.loader import Reader, TrainLoader, TrainPictures
 from cspnet.data.sampler import BatchAddress, BatchPlan
 from cspnet.data.samples import SampleIndex
 from cspnet.data.transforms import EvalTransform, build_train_transform, random_resized_box
+from cspnet.errors import DataError
 from cspnet.recipe.load import load_recipe
 from cspnet.runtime.random import generator_at
 
@@ -84,7 +85,8 @@ def ours(index: SampleIndex, size_px: int, decoder: Decoder = "fast", shrink: bo
 
     def run(repeat: int) -> None:
         for samples in chunks(len(index)):
-            assert not pictures[BatchAddress(repeat, samples, samples)].bad
+            if bad := pictures[BatchAddress(repeat, samples, samples)].bad:
+                raise DataError(f"{bad[0].path}: cannot be read: {bad[0].reason}; measure on whole pictures")
 
     return run
 

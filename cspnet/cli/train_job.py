@@ -13,6 +13,7 @@ from cspnet.cli import build
 from cspnet.cli.build_run import Place, build_run, count_steps
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
 from cspnet.cli.run_folder import Start, find_start, prepare_folder
+from cspnet.data.jpeg import IS_INSTALLED
 from cspnet.data.loader import TrainLoader
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RecipeError, shared_errors
 from cspnet.optim.optimizers import peak_lr
@@ -158,6 +159,11 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: Train
     cfg, console, plan = context.recipe, context.place.console, loader.plan
     if splits.num_classes == 1:
         console.warn("there is one class only: there is nothing to learn")
+    if cfg.data.decoder == "fast" and not IS_INSTALLED:
+        console.warn(
+            "data.decoder: simplejpeg is not installed: JPEGs are decoded whole, by Pillow, slower and with "
+            "other pixels where data.shrink would have decoded a smaller picture"
+        )
     if context.job.test_only:
         return
     warmup_steps = count_warmup_steps(cfg.schedule, plan.steps_per_epoch)

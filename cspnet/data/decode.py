@@ -1,7 +1,8 @@
 """From bytes to pixels: a picture is opened, then asked for what is wanted of it.
 
 JPEGs take the short way of `cspnet.data.jpeg`; everything else, and every JPEG that it refuses, is Pillow's. Both give
-the same pixels (they wrap the same decoder), so which one was taken cannot be seen in a run.
+the same pixels (they wrap the same decoder), so which one was taken cannot be seen in a run, but for a damaged JPEG:
+damage that makes Pillow refuse the picture is not met by a crop that ends above it.
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ def _orientation(data: bytes | memoryview) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
     except Exception:  # the parser raises anything; Pillow decides what becomes of the picture
         return 0
 
@@ -178,6 +181,8 @@ def _decode(data: bytes | memoryview, exif: Literal["apply", "ignore"]) -> Image
             if image.mode in _WIDE_MODES:
                 image = _narrow(image)
             return image.convert("RGB")
+    except MemoryError:  # the machine's fault, not the picture's
+        raise
     # Pillow's plugins raise whatever their parser trips over; a file that cannot be read is one thing to us.
     except Exception as error:
         raise UnreadableImageError(_reason(error)) from error
@@ -194,6 +199,8 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says; as stored, if its EXIF data are damaged."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # the parser raises anything; the pixels are good all the same
         return image
 

@@ -69,6 +69,7 @@ KINDS: dict[str, Kind] = {
     "empty_class": Kind("broken", "a class folder without pictures", _REFUSED),
     "unknown_class": Kind("broken", "a class to validate that is not in training", _REFUSED),
     "class_count": Kind("broken", "splits that do not have the same number of classes", _REFUSED),
+    "unreadable_folder": Kind("broken", "a folder that cannot be read", _REFUSED),
     "link_loop": Kind("broken", "a link to a folder that it lies in", _REFUSED),
     "malformed_line": Kind("broken", "a line of a list that is not `path label`", _REFUSED),
     "missing_file": Kind("broken", "a line of a list without its file", _REFUSED),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -57,6 +57,11 @@ class EncodedBatch:
     jpegs: Tensor
     """(bytes,) uint8: one file after the other."""
     areas: list[Area]
+
+    def pin_memory(self) -> EncodedBatch:
+        """With its pixels in memory that a GPU can copy from by itself; torch's DataLoader calls this."""
+        images, targets, bad = self.batch
+        return replace(self, batch=Batch(images.pin_memory(), targets.pin_memory(), bad))
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ def find_split(root: str, split: str, name: str, data_format: str) -> Path:
     candidates = _candidates(folder, split, data_format) if name == "auto" else [_or_shards(folder / name, data_format)]
     found = next((path for path in candidates if path.exists() or (holds_shards(path) and list_shards(path))), None)
     if found is not None:
+        if name == "auto" and holds_shards(found):
+            _check_names(found, split)
         return found
     names = " or ".join(str(path.relative_to(folder) if name == "auto" else name) for path in candidates)
     inside = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
@@ -78,6 +80,17 @@ def _candidates(folder: Path, split: str, data_format: str) -> list[Path]:
         "shards": [inside / "*.tar", shards],
         "auto": [_or_shards(inside, "auto"), shards, listed],
     }[data_format]
+
+
+def _check_names(shards: Path, split: str) -> None:
+    """Shards that were found by their names must not be another split's as well: val is in interval-train-0.tar too."""
+    for other in {"train", "val"} - {split}:
+        both = [file.name for file in list_shards(shards) if other in file.name and shards.name != "*.tar"]
+        if both:
+            raise DataError(
+                f"{shards.parent}: {both[0]} has both train and val in its name; say which shards are the split's with "
+                f"--{split}-split PATTERN, such as '{split}-*.tar'"
+            )
 
 
 def _or_shards(path: Path, data_format: str) -> Path:
@@ -115,7 +128,8 @@ def open_index(
         DataError: empty or, from `refuse`, a class without pictures, an unknown class, a line that cannot be read, a
             missing file, a label out of range, or shards that are no whole set (see `open_shards`).
     """
-    path, start = path.resolve(), Path(root).expanduser().resolve()
+    start = Path(root).expanduser().resolve()
+    path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name  # a link may have no name to go by
     if path.is_dir():
         index = _open_listed(path, start, None, cache_dir, complain)
         return _relabel(index, classes, complain) if classes else index
@@ -124,11 +138,11 @@ def open_index(
     if holds_shards(path):
         cache = _cache_file(path, start, cache_dir) if cache_dir is not None else None
         index = open_shards(path, cache, complain, warn)
-        if classes and names and names != tuple(classes):
-            text = "names other classes, or in another order, than training has"
-            complain(Problem("unknown_class", str(path.parent / "classes.txt"), text))
     else:
         index = _open_listed(path, start, num_classes, cache_dir, complain)
+    if classes and names and names != tuple(classes):
+        text = "names other classes, or in another order, than training has"
+        complain(Problem("unknown_class", str(path.parent / "classes.txt"), text))
     if num_classes is not None:  # a kept index may have been made for more
         for sample in map(int, np.flatnonzero(index.labels >= num_classes)):
             complain(_out_of_range(str(path), int(index.labels[sample]), index.path(sample), num_classes))
@@ -183,7 +197,12 @@ def _class_folders(path: Path) -> list[str]:
 
 def _walk(top: Path, complain: Complain) -> Iterator[tuple[str, list[str]]]:
     """Every folder below `top`, through links too, with its files."""
-    for folder, folders, files in os.walk(top, followlinks=True):
+
+    def say(error: OSError) -> None:
+        text = f"this folder cannot be read: {error.strerror}"
+        complain(Problem("unreadable_folder", error.filename, text))
+
+    for folder, folders, files in os.walk(top, followlinks=True, onerror=say):
         for name in folders.copy():
             link = os.path.join(folder, name)
             if os.path.islink(link) and Path(folder).resolve().is_relative_to(Path(link).resolve()):
@@ -263,15 +282,20 @@ def _read_list(
 
 
 def _read_class_names(list_file: Path) -> tuple[str, ...]:
-    """The lines of the classes.txt beside a list, or nothing."""
+    """The lines of the classes.txt beside a list or shards, or nothing."""
+    file = list_file.parent / "classes.txt"
     try:
-        return tuple((list_file.parent / "classes.txt").read_text(encoding="utf-8").splitlines())
+        # In the bytes that folders may have as names; splitlines would cut at odd characters in them.
+        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")
     except FileNotFoundError:
         return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{list_file.parent / 'classes.txt'}: expected a text file with one class name a line"
-        ) from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    names = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")] if text.strip() else []
+    for number, name in enumerate(names, 1):
+        if not name.strip() or "\0" in name:
+            raise DataError(f"{file} line {number}: expected the name of class {number - 1}, one a line, got {name!r}")
+    return tuple(names)
 
 
 def _cache_file(path: Path, root: Path, cache_dir: str) -> Path:

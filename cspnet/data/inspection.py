@@ -85,6 +85,8 @@ def inspect_picture(data: bytes, name: str) -> Inspection:
                 turned = _tiff_number(image, _ORIENTATION)  # loading a TIFF turns it and forgets this
                 _decode(image)
                 odd = (*_oddities(image, mode, data, turned), *_odd_shape(width, height), *_odd_bytes(data, kind, name))
+    except MemoryError:  # the machine's fault, not the picture's
+        raise
     except Exception as error:  # Pillow's plugins raise whatever their parser trips over
         return Inspection(len(data), digest, 0, 0, "", "", (_broken(error, data),))
     return Inspection(len(data), digest, width, height, kind, mode, odd)

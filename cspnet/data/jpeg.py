@@ -15,7 +15,10 @@ try:
 except ImportError:  # no wheel for this platform: Pillow decodes everything
     simplejpeg = None
 
-__all__ = ["JpegHeader", "decode_jpeg", "is_whole_jpeg", "read_jpeg_header"]
+__all__ = ["IS_INSTALLED", "JpegHeader", "decode_jpeg", "is_whole_jpeg", "read_jpeg_header"]
+
+IS_INSTALLED = simplejpeg is not None
+"""Whether there is a decoder for it."""
 
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = b"\xff\xd8", b"\xff\xd9", 0xDA, 0xE0, 0xE1, 0xEE
 _YCC = 1
@@ -114,7 +117,7 @@ def decode_jpeg(data: bytes | memoryview, header: JpegHeader, bottom: int, shrin
     Raises:
         ValueError: it is damaged, or of a kind that the decoder does not know.
     """
-    rows = min(header.height, -(-(bottom + _CONTEXT_ROWS) // header.block_px) * header.block_px)
+    rows = min(header.height, -(-(bottom + _CONTEXT_ROWS * shrink) // header.block_px) * header.block_px)
     # Where the end mark is missing the file is cut off: that comes out when all of it is decoded.
     shorten = rows < header.height and header.one_pass and is_whole_jpeg(data)
     if shorten:

@@ -5,8 +5,6 @@ A batch is a function of its address alone: the workers hold no state, so their 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -19,9 +17,11 @@ from cspnet.data.decode import Picture, UnreadableImageError, open_picture
 from cspnet.data.feed import BadImage, Batch, feed
 from cspnet.data.sampler import BatchAddress, BatchPlan, eval_addresses
 from cspnet.data.samples import SampleIndex
-from cspnet.data.shared import CAN_FORK, FillsPlaces, Pictures, create_places, receive
+from cspnet.data.shared import FillsPlaces, Pictures, create_places, receive
 from cspnet.data.transforms import EvalTransform, TrainTransform
 from cspnet.data.workers import TellingErrors, read_all, start_worker
+from cspnet.errors import UserError
+from cspnet.runtime.processes import count_cores, create_context
 from cspnet.runtime.random import generator_at
 
 __all__ = [
@@ -44,8 +44,7 @@ _REPLACEMENT_TRIES = 100
 
 def default_workers(local_size: int) -> int:
     """Reading processes per training process: its share of the cores this program may use, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // local_size))
+    return max(1, min(8, count_cores() // local_size))
 
 
 class ReadingError(Exception):
@@ -115,6 +114,8 @@ class TrainPictures(Pictures):
                 return shown
             except UnreadableImageError as error:
                 bad.append(BadImage(index.path(shown), str(error)))
+            except UserError:
+                raise
             except Exception as error:
                 raise self.reader.blame(shown, error) from error
         return None
@@ -147,6 +148,8 @@ class EvalPictures(Pictures):
             except UnreadableImageError as error:
                 bad.append(BadImage(index.path(int(sample)), str(error)))
                 pixels[i], labels[i] = 0, -1
+            except UserError:
+                raise
             except Exception as error:
                 raise self.reader.blame(int(sample), error) from error
         return labels, bad
@@ -178,8 +181,7 @@ def start_reading(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=device.type == "cuda",
-        # Forking shares the index with the workers as it is; elsewhere than on Linux it is not safe.
-        multiprocessing_context=multiprocessing.get_context("fork") if workers and CAN_FORK else None,
+        multiprocessing_context=create_context() if workers else None,
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # the loader draws a seed at each start: not from the generator of the model
     )

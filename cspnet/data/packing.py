@@ -1,9 +1,11 @@
 """Writing a split into shards: in parallel, complete or absent, and going on where it was stopped.
 
 A shard gets its name when it is on the disk and has been read back. Its bytes are a function of the plan and the
-pictures alone, so shards that are there already stay, whoever wrote them. The names are those of the loose files
-(`cspnet.data.shards.original_name`), in the same order and with the same labels: unless the pictures are encoded anew,
-the fingerprint is that of the loose files, and a run may go on from one to the other.
+pictures alone (and, where they are encoded anew, of Pillow's version), so shards that are there already stay. The plan
+knows the pictures by name: one that is changed while its split is half packed stays in a finished shard as it was. The
+names are those of the loose files (`cspnet.data.shards.original_name`), in the same order and with the same labels:
+unless the pictures are encoded anew, the fingerprint is that of the loose files, and a run may go on from one to the
+other.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import io
 import itertools
 import multiprocessing
 import os
-import sys
 import tarfile
 import zlib
 from collections import Counter
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from cspnet.data.decode import UnreadableImageError
+from cspnet.data.decode import EXTENSIONS, UnreadableImageError
 from cspnet.data.encode import encode_anew
 from cspnet.data.samples import SampleIndex, digest_samples
 from cspnet.data.shard_index import INDEX_NAME, scan_shards, stamp_shards, write_index
@@ -32,7 +33,7 @@ from cspnet.data.shards import ShardIndex, ShardPlan, list_shards, read_plan
 from cspnet.data.tar import TarError, walk_tar
 from cspnet.errors import DataError
 from cspnet.runtime.files import replacing, write_atomically
-from cspnet.runtime.processes import leave_with_parent
+from cspnet.runtime.processes import create_context, held_back_interrupts, leave_with_parent
 
 __all__ = ["BadPicture", "Encoding", "Packed", "Packing", "member_names", "pack_split", "plan_packing"]
 
@@ -104,10 +105,23 @@ def plan_packing(
         encoding: how the pictures are encoded anew; None keeps the bytes of their files.
     """
     names = _read_names(index, root)
+    _check_packable(index, names, any_format=encoding is not None)
     text = ", then ".join(filter(None, (index.encoding, str(encoding) if encoding else "")))
     source = digest_samples(names, index.labels.tolist(), index.encoding)
     plan = ShardPlan(source, len(names), shard_size, text)
     return Packing(index, names, member_names(names, jpeg_only=encoding is not None), folder, plan, encoding)
+
+
+def _check_packable(index: SampleIndex, names: Sequence[str], *, any_format: bool) -> None:
+    """What neither shards nor the classes.txt beside them can say is refused before anything is written."""
+    for name in index.classes:
+        if not name.strip() or "\n" in name or name.endswith("\r"):
+            raise DataError(f"{index.source}: class {name!r}: a name that a line cannot hold; rename the folder")
+    for i, name in enumerate(names):
+        stem, dot, extension = name.rpartition("/")[2].rpartition(".")
+        if not (stem and dot) or not (any_format or f".{extension}".lower() in EXTENSIONS):
+            endings = " ".join(EXTENSIONS)
+            raise DataError(f"{index.path(i)}: cannot be packed: its name does not end as a picture's ({endings})")
 
 
 def _read_names(index: SampleIndex, root: Path) -> list[str]:
@@ -224,12 +238,13 @@ def _write_shards(
 ) -> Iterator[tuple[int, list[BadPicture]]]:
     """Each shard as it is done, with its bad pictures."""
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = ProcessPoolExecutor(min(workers, len(shards)) or 1, context, _start_worker, (packing, skip_bad))
+    pool = ProcessPoolExecutor(min(workers, len(shards)) or 1, create_context(), _start_worker, (packing, skip_bad))
     try:
         with pool:
             try:
-                for task in as_completed([pool.submit(_write_shard, shard) for shard in shards]):
+                with held_back_interrupts():  # the processes start with the first of these
+                    tasks = [pool.submit(_write_shard, shard) for shard in shards]
+                for task in as_completed(tasks):
                     yield task.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

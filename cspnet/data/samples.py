@@ -6,6 +6,7 @@ workers then copies nothing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from cspnet.data.decode import UnreadableImageError
+from cspnet.errors import DataError
 from cspnet.runtime.files import replacing
 
-__all__ = ["RACY_NS", "SampleIndex", "digest_samples", "join_paths", "read_arrays", "write_arrays"]
+__all__ = ["RACY_NS", "SampleIndex", "blame_file", "digest_samples", "join_paths", "read_arrays", "write_arrays"]
 
 RACY_NS = 2_000_000_000
 """What changed this shortly before its scan may change again without a new time stamp: such scans are not kept."""
@@ -56,12 +58,27 @@ class SampleIndex:
 
         Raises:
             UnreadableImageError: it cannot be read.
+            DataError: this process has no more files or memory.
         """
         try:
             with open(self.path(i), "rb", buffering=0) as file:
                 return file.read()
         except OSError as error:
-            raise UnreadableImageError(error.strerror or str(error)) from error
+            raise blame_file(error, self.path(i)) from error
+
+
+def blame_file(error: OSError, path: str, what: str = "") -> Exception:
+    """What to raise for a picture's file that could not be read: whose fault it is.
+
+    Returns:
+        UnreadableImageError: the file's. DataError: the machine's, for which no picture may be called bad.
+    """
+    reason = what + (error.strerror or str(error))
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return DataError(f"{path}: {reason}: allow more (ulimit -n), or use fewer --workers")
+    if error.errno == errno.ENOMEM:
+        return DataError(f"{path}: {reason}: use fewer --workers or a smaller --batch-size")
+    return UnreadableImageError(reason)
 
 
 def digest_samples(names: Iterable[str], labels: Iterable[int], encoding: str = "") -> str:

@@ -1,8 +1,9 @@
 """What is in a set of shards: scanned once, and kept.
 
 The index is kept in index.npz beside the shards, or in the cache. It is taken as good while each shard has its size and
-time stamp. Where a time stamp alone differs, as in a copy, three members of the shard are compared with it; otherwise
-the shards are scanned anew, and a warning says so.
+time stamp. Where a time stamp alone differs, as in a copy, a shard of ours is known by the plan at its start, which
+stands for all names and labels, and by three of its members. Otherwise the shards are scanned anew, and a warning says
+so.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cspnet.errors import DataError
 __all__ = ["INDEX_NAME", "open_shards", "scan_shards", "stamp_shards", "write_index"]
 
 INDEX_NAME = "index.npz"
-_FORMAT = 1
+_FORMAT = 2
 _MAX_THREADS = 16
 
 Stamp = tuple[str, int, int]
@@ -66,9 +67,9 @@ def open_shards(path: Path, cache: Path | None, complain: Complain, warn: Callab
     if stale:
         warn(stale)
     started_ns = time.time_ns()
-    stamps = stamp_shards(files)
+    stamps = stamp_shards(files) if cache and complain is refuse else []
     index = scan_shards(files, whole=whole, complain=complain)
-    if cache and complain is refuse and all(changed_ns < started_ns - RACY_NS for _, _, changed_ns in stamps):
+    if cache and stamps and all(changed_ns < started_ns - RACY_NS for _, _, changed_ns in stamps):
         with contextlib.suppress(OSError):  # it costs a scan at the next start, nothing else
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_index(cache, index, stamps)
@@ -96,7 +97,8 @@ def scan_shards(files: Sequence[Path], *, whole: bool = True, complain: Complain
         raise DataError(f"{files[0].parent}: no pictures in {files[0].name}{' and the others' * (len(files) > 1)}")
     labels = [label for shard in found for label in shard.labels]
     pictures = [picture for shard in found for picture in shard.pictures]
-    encoding = found[0].plan.encoding if found[0].plan else ""
+    plan = found[0].plan
+    encoding = plan.encoding if plan else ""
     paths, ends = join_paths(names)
     return ShardIndex(
         source=str(files[0].parent),
@@ -111,6 +113,7 @@ def scan_shards(files: Sequence[Path], *, whole: bool = True, complain: Complain
         offsets=np.asarray([picture.offset for picture in pictures], dtype=np.int64),
         sizes=np.asarray([picture.size for picture in pictures], dtype=np.int64),
         heads=np.asarray([picture.head for picture in pictures], dtype=np.uint32),
+        plan=plan,
     )
 
 
@@ -224,16 +227,21 @@ def _find_change(index: ShardIndex, stamps: Sequence[Stamp], files: Sequence[Pat
     if gone or new:
         return f"{gone[0]} is gone" if gone else f"{new[0]} is new"
     for number, (file, (name, size, changed_ns)) in enumerate(zip(files, stamps, strict=True)):
-        _, size_now, changed_now_ns = _stamp(file)
-        if size_now != size:
-            return f"{name} has {size_now:,} bytes and had {size:,}"
-        if changed_now_ns != changed_ns and not _holds_its_members(index, number):
-            return f"{name} holds other members"
+        try:
+            _, size_now, changed_now_ns = _stamp(file)
+            if size_now != size:
+                return f"{name} has {size_now:,} bytes and had {size:,}"
+            if changed_now_ns != changed_ns and not _is_a_copy(index, number):
+                return f"{name} was written again"
+        except (OSError, DataError, TarError) as error:
+            return _reason(error)
     return ""
 
 
-def _holds_its_members(index: ShardIndex, number: int) -> bool:
-    """Whether the first, the middle and the last picture of a shard are where the index has them."""
+def _is_a_copy(index: ShardIndex, number: int) -> bool:
+    """Whether a shard is one of ours, of the same plan, with its first, middle and last picture where they were."""
+    if index.plan is None or read_plan(Path(index.files[number])) != index.plan:
+        return False
     first, last = np.searchsorted(index.shards, [number, number + 1])
     if first == last:
         return False
@@ -254,7 +262,7 @@ def write_index(file: Path, index: ShardIndex, stamps: Sequence[Stamp]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    meta = {"fingerprint": index.fingerprint, "encoding": index.encoding, "stamps": stamps}
+    meta = {"fingerprint": index.fingerprint, "encoding": index.encoding, "plan": index.plan, "stamps": stamps}
     write_arrays(file, _FORMAT, meta, {name: getattr(index, name) for name in _ARRAYS})
 
 
@@ -267,6 +275,8 @@ def _read_index(file: Path, folder: Path) -> tuple[ShardIndex, list[Stamp]] | No
     try:
         stamps = [(str(name), int(size), int(changed_ns)) for name, size, changed_ns in meta.pop("stamps")]
         files = tuple(str(folder / name) for name, _, _ in stamps)
-        return ShardIndex(**{**meta, **arrays, "source": str(folder), "classes": (), "files": files}), stamps
+        plan = ShardPlan(*planned) if (planned := meta.pop("plan")) else None
+        place = {"source": str(folder), "classes": (), "files": files}
+        return ShardIndex(**{**meta, **arrays, **place, "plan": plan}), stamps
     except (KeyError, TypeError, ValueError):  # somebody else's index.npz
         return None

@@ -26,7 +26,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 
 from cspnet.data.decode import UnreadableImageError
-from cspnet.data.samples import SampleIndex
+from cspnet.data.samples import SampleIndex, blame_file
 from cspnet.data.tar import BLOCK, read_comment
 from cspnet.errors import DataError
 
@@ -52,6 +52,8 @@ class ShardIndex(SampleIndex):
     offsets: np.ndarray = field(repr=False)
     sizes: np.ndarray = field(repr=False)
     heads: np.ndarray = field(repr=False)
+    plan: ShardPlan | None = None
+    """How the shards were made, if they are ours."""
 
     def name(self, i: int) -> str:
         """The name of sample i, without its shard."""
@@ -66,6 +68,7 @@ class ShardIndex(SampleIndex):
 
         Raises:
             UnreadableImageError: the shard has vanished, is shorter than the index says, or holds something else.
+            DataError: this process has no more files or memory.
         """
         file, start = self.files[self.shards[i]], int(self.offsets[i])
         end = start + int(self.sizes[i])
@@ -75,7 +78,7 @@ class ShardIndex(SampleIndex):
                 raise UnreadableImageError(f"the shard is cut short: it has {found.st_size:,} bytes, not {end:,}")
             view = _map_file(file, found.st_ino, found.st_size, found.st_mtime_ns)
         except OSError as error:
-            raise UnreadableImageError(f"the shard cannot be read: {error.strerror or error}") from error
+            raise blame_file(error, self.path(i), "the shard cannot be read: ") from error
         if zlib.crc32(view[start - BLOCK : start]) != self.heads[i]:
             raise UnreadableImageError("the shard has changed: it holds something else there than when it was indexed")
         return view[start:end]
@@ -147,7 +150,8 @@ def holds_shards(path: Path) -> bool:
 
 
 def list_shards(path: Path) -> list[Path]:
-    """The shards that a path names, in their order; hidden files are none."""
+    """The shards that a path names, in their order: links to nothing too, hidden files not."""
     if path.is_file():
         return [path]
-    return sorted(file for file in path.parent.glob(path.name) if file.is_file() and not file.name.startswith("."))
+    found = path.parent.glob(path.name)
+    return sorted(file for file in found if not file.is_dir() and not file.name.startswith("."))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
-import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -26,9 +25,9 @@ from torch.utils.data import Dataset, get_worker_info
 from cspnet.data.feed import BadImage, Batch
 from cspnet.data.sampler import BatchAddress
 from cspnet.errors import WorkerError
+from cspnet.runtime.processes import CAN_FORK
 
 __all__ = [
-    "CAN_FORK",
     "NO_ROOM",
     "FillsPlaces",
     "Pictures",
@@ -39,8 +38,6 @@ __all__ = [
     "receive",
 ]
 
-CAN_FORK = sys.platform == "linux"
-"""Elsewhere forking is not safe."""
 NO_ROOM = "make it larger (docker run --shm-size=8g), or read without processes: --workers 0"
 
 

@@ -5,8 +5,6 @@ Of a picture its size and a digest are kept, 32 bytes, and a line for each findi
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 from array import array
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -21,7 +19,7 @@ from cspnet.data.findings import Finding, Problem
 from cspnet.data.inspection import DIGEST_BYTES, Inspection, inspect_sample
 from cspnet.data.samples import SampleIndex
 from cspnet.errors import DataError
-from cspnet.runtime.processes import held_back_interrupts, leave_with_parent
+from cspnet.runtime.processes import create_context, held_back_interrupts, leave_with_parent
 
 __all__ = ["SplitSurvey", "find_copies", "find_small_classes", "find_unseen_classes", "inspect_all"]
 
@@ -44,8 +42,7 @@ def inspect_all(index: SampleIndex, workers: int) -> Generator[list[Inspection],
     if not workers:
         yield from ([inspect_sample(index, i) for i in range(*span)] for span in spans)
         return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)  # forking shares the index
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(index,))
+    pool = ProcessPoolExecutor(workers, create_context(), _start_worker, (index,))
     with held_back_interrupts():
         pool.submit(int)  # the processes start with the first task, and never see a Ctrl-C
     pending: deque[tuple[tuple[int, int], Future[list[Inspection]]]] = deque()
@@ -53,11 +50,13 @@ def inspect_all(index: SampleIndex, workers: int) -> Generator[list[Inspection],
         for span in spans:
             pending.append((span, pool.submit(_inspect_span, span)))
             if len(pending) > 4 * workers:
-                yield pending.popleft()[1].result()
+                yield pending[0][1].result()
+                pending.popleft()
         while pending:
-            yield pending.popleft()[1].result()
+            yield pending[0][1].result()
+            pending.popleft()
     except BrokenProcessPool as error:
-        first, last = pending[0][0][0] if pending else 0, pending[-1][0][1] - 1 if pending else len(index) - 1
+        first, last = pending[0][0][0], pending[-1][0][1] - 1
         raise DataError(
             f"{index.source}: a process that read pictures died (out of memory?) somewhere from {index.path(first)} "
             f"to {index.path(last)}; --workers 1 needs the least memory"

@@ -137,8 +137,8 @@ class DataRecipe:
     gpu: JPEGs of random_resized training pictures whole, on a CUDA GPU, and the rest as fast; the pixels differ a
     little."""
     shrink: bool = True
-    """random_resized: decode a JPEG at half, a quarter or an eighth of its size where the area is large enough; decoder
-    gpu does not."""
+    """random_resized: decode a JPEG at half, a quarter or an eighth of its size where the area is large enough; of the
+    decoders only fast does."""
     bad_images: Literal["replace", "raise"] = "replace"
     """A picture that cannot be read: replace it by the next readable one and count it, or stop the run."""
     workers: Count | None = None

@@ -1,15 +1,43 @@
-"""Child processes that stop when, and only when, the process that started them says so or ends."""
+"""Child processes: how many fit the machine, how they start, and that they end with the process that started them."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing.context import BaseContext
+from pathlib import Path
 
-__all__ = ["held_back_interrupts", "leave_with_parent"]
+__all__ = ["CAN_FORK", "count_cores", "create_context", "held_back_interrupts", "leave_with_parent"]
+
+CAN_FORK = sys.platform == "linux"
+"""Elsewhere forking is not safe."""
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def create_context() -> BaseContext:
+    """How child processes start: forked where that is safe, so that they have the parent's memory without a copy."""
+    return multiprocessing.get_context("fork" if CAN_FORK else None)
+
+
+def count_cores(cgroups: Path = _CGROUPS) -> int:
+    """The cores that this program may use: by its affinity, and by the share of time a container is given, rounded up.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cpu.cfs_quota_us).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join((cgroups / file).read_text() for file in files).split()
+            if float(quota) > 0:  # max, which is no number, or -1: no limit
+                cores = min(cores, max(1, math.ceil(float(quota) / float(period))))
+    return cores
 
 
 @contextlib.contextmanager

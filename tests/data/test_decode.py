@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 from torchvision.datasets.folder import pil_loader
 
 from cspnet.data.decode import UnreadableImageError, open_picture
+from cspnet.data.index import open_index
+from cspnet.data.inspection import inspect_picture
+from cspnet.errors import DataError
 
 ORIENTATION = 0x0112
 
@@ -182,3 +186,35 @@ def test_unreadable_files_name_the_reason(content: bytes, reason: str, decoder: 
         assert message
         assert "\n" not in message
         assert "BytesIO" not in message  # the caller names the file
+
+
+@pytest.mark.parametrize("place", ["open", "load", "exif"])
+def test_no_memory_is_not_a_broken_picture(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def no_memory(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    target, name = {
+        "open": (Image, "open"),
+        "load": (ImageFile.ImageFile, "load"),
+        "exif": (ImageOps, "exif_transpose"),
+    }[place]
+    monkeypatch.setattr(target, name, no_memory)
+    with pytest.raises(MemoryError):
+        open_picture(stream.getvalue())
+    if place != "exif":  # which an inspection does not turn
+        with pytest.raises(MemoryError):
+            inspect_picture(stream.getvalue(), "x.png")
+
+
+def test_no_more_files_is_not_a_broken_picture(picture_tree: Path) -> None:
+    index = open_index(picture_tree / "val", root=str(picture_tree), cache_dir=None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"Too many open files: allow more \(ulimit -n\)"):
+            index.read(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert index.read(0)

@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from cspnet.cli.train import main
 from cspnet.data.decode import open_picture
-from cspnet.data.gpu_decode import GpuDecodingLoader, create_gpu_decoder, cut_out
+from cspnet.data.gpu_decode import EncodedPictures, GpuDecodingLoader, create_gpu_decoder, cut_out
 from cspnet.data.index import open_index
 from cspnet.data.loader import Batch, Reader, TrainLoader, TrainPictures
-from cspnet.data.sampler import BatchPlan
+from cspnet.data.sampler import BatchAddress, BatchPlan
 from cspnet.data.samples import SampleIndex
 from cspnet.data.transforms import build_train_transform
 from cspnet.errors import DeviceError
@@ -219,3 +220,13 @@ def test_on_a_gpu(index: SampleIndex) -> None:
         assert ours.bad == theirs.bad == []
         differences = (ours.images.cpu().float() - theirs.images.float()).abs().mean((1, 2, 3))
         assert differences.max() < 4
+
+
+def test_batches_are_pinned_by_torchs_loader(picture_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # there may be no GPU to pin it for
+    index = open_index(picture_tree / "train", root=str(picture_tree), cache_dir=None)
+    pictures = TrainPictures(Reader(index, "apply", "fast"), build_train_transform(Recipe()), 0)
+    encoded = EncodedPictures(pictures)[BatchAddress(0, np.arange(2), np.arange(2))]
+    pinned = pin_memory(encoded)
+    assert torch.equal(pinned.batch.targets, encoded.batch.targets + 1)
+    assert (pinned.areas, pinned.jpegs.tolist()) == (encoded.areas, encoded.jpegs.tolist())

@@ -438,3 +438,51 @@ def test_what_is_left_out_of_a_folder(tmp_path: Path) -> None:
         ("a/._1.jpg", "left_out"),
         ("a/sub/notes.txt", "left_out"),
     }
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"cat\ndog\n", ("cat", "dog")),
+        (b"cat\r\ndog\r\n\r\n", ("cat", "dog")),
+        (b"\xef\xbb\xbfcat\ndog", ("cat", "dog")),
+        (b"crane\ncrane\n", ("crane", "crane")),  # ImageNet has two
+        ("a\u2028b\nc\x85d\n".encode(), ("a\u2028b", "c\x85d")),
+        (b"caf\xe9\ndog\n", (os.fsdecode(b"caf\xe9"), "dog")),
+        (b"", ()),
+        (b"cat\n\ndog\n", r"classes\.txt line 2: expected the name of class 1"),
+        (b"cat\n\0\n", r"classes\.txt line 2: expected the name of class 1"),
+    ],
+)
+def test_names_of_classes_beside_a_list(tmp_path: Path, content: bytes, names: tuple[str, ...] | str) -> None:
+    make_files(tmp_path, "a.jpg")
+    path = write_list(tmp_path / "l.txt", "a.jpg 0\n")
+    (tmp_path / "classes.txt").write_bytes(content)
+    if isinstance(names, str):
+        with pytest.raises(DataError, match=names):
+            open_at(path, tmp_path / "cache")
+    else:
+        assert open_at(path, tmp_path / "cache").classes == names
+
+
+def test_a_list_whose_classes_are_not_trainings(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.jpg")
+    path = write_list(tmp_path / "l.txt", "a.jpg 0\n")
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    assert open_at(path, tmp_path / "cache", classes=("dog", "cat")).labels.tolist() == [0]
+    with pytest.raises(DataError, match=r"classes\.txt: names other classes, or in another order"):
+        open_at(path, tmp_path / "cache", classes=("cat", "dog"))
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_files(tmp_path / "train", "a/1.jpg", "a/locked/2.jpg")
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # permissions are nothing to root
+    with pytest.raises(DataError, match=r"a/locked: this folder cannot be read: Permission denied"):
+        open_at(root, tmp_path / "cache")

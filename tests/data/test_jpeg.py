@@ -13,7 +13,7 @@ from PIL import Image
 from cspnet.data.decode import Picture, UnreadableImageError, open_picture
 from cspnet.data.jpeg import decode_jpeg, read_jpeg_header
 
-pytest.importorskip("simplejpeg")
+simplejpeg = pytest.importorskip("simplejpeg")
 
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 SIZES = ((64, 48), (61, 47), (17, 130), (1, 1), (9, 300), (200, 8))
@@ -121,20 +121,21 @@ def test_a_turn_that_only_xmp_tells_is_pillows() -> None:
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
-@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411"])
 def test_shrunk_parts_are_those_of_the_shrunk_whole(subsampling: str, shrink: int) -> None:
     """Pillow's draft mode is the same transform."""
-    data = encode(draw_photo(203, 333), subsampling=subsampling)
+    pixels = np.ascontiguousarray(draw_photo(203, 333))
+    data = simplejpeg.encode_jpeg(pixels, colorsubsampling=subsampling)
     whole = Image.open(io.BytesIO(data))
     whole.draft("RGB", (203 // shrink, 333 // shrink))
     assert whole.size == (-(-203 // shrink), -(-333 // shrink))
     header = read_jpeg_header(data)
     assert header is not None
-    for bottom in (16, 100, 320, 333):
+    for bottom in (14, 16, 62, 100, 126, 320, 333):
         part = decode_jpeg(data, header, bottom, shrink)
         rows = -(-bottom // shrink)
         assert part.shape[1:] == (-(-203 // shrink), 3)
-        assert np.array_equal(part[: rows - 1], np.asarray(whole)[: rows - 1])
+        assert np.array_equal(part[:rows], np.asarray(whole)[:rows])
         assert len(part) < len(np.asarray(whole)) or bottom > 300
 
 
@@ -179,7 +180,10 @@ def open_or_none(data: bytes, decoder: str) -> Picture | None:
 
 
 def test_damaged_files_come_out_as_with_pillow() -> None:
-    """Cut off anywhere, with bytes changed anywhere, with something behind the end."""
+    """Cut off anywhere, with bytes changed anywhere, with something behind the end.
+
+    Damage that only comes out below a crop is not met by it; all of such a picture is refused by both.
+    """
     rng = np.random.default_rng(3)
     sound = [
         encode(draw_photo(90, 120), subsampling="4:2:0"),
@@ -208,8 +212,12 @@ def test_damaged_files_come_out_as_with_pillow() -> None:
         width, height = side if slow else (fast.width, fast.height)
         box = (width // 3, height // 4, width // 3 + max(1, width // 2), height // 4 + max(1, height // 3))
         a, b = outcome(fast, box), outcome(slow, box)
-        assert type(a) is type(b), (a, b)
-        if not isinstance(a, str):
+        if isinstance(b, str) and fast is not None:
+            assert isinstance(outcome(fast, (0, 0, fast.width, fast.height)), str)
+            assert isinstance(a, str) or is_short(data)
+        else:
+            assert type(a) is type(b), (a, b)
+        if not isinstance(a, str) and not isinstance(b, str):
             assert np.array_equal(a, b)
         kinds["refused" if isinstance(a, str) else "shown"] += 1
     assert min(kinds.values()) > 100

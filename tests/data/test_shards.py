@@ -20,12 +20,13 @@ import torch
 from cspnet.data import shard_index as index_module
 from cspnet.data import shards as shards_module
 from cspnet.data.decode import UnreadableImageError
+from cspnet.data.findings import Problem
 from cspnet.data.index import find_split, open_index
 from cspnet.data.loader import Batch, EvalLoader, EvalPictures, Reader, TrainLoader, TrainPictures
 from cspnet.data.packing import Packed, member_names, pack_split, plan_packing
 from cspnet.data.sampler import BatchPlan
 from cspnet.data.samples import SampleIndex
-from cspnet.data.shards import ShardIndex, original_name
+from cspnet.data.shards import ShardIndex, list_shards, original_name
 from cspnet.data.transforms import EvalTransform, build_train_transform
 from cspnet.errors import DataError
 from cspnet.recipe.schema import DataRecipe, Recipe
@@ -389,14 +390,64 @@ def test_an_older_index_is_not_used_and_that_is_said(tmp_path: Path) -> None:
         assert index.fingerprint == fresh.fingerprint
 
 
-def test_a_shard_of_the_same_size_with_other_members(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [{"b.jpg": b"y", "b.cls": b"1"}, {**GOOD, "a.cls": b"1"}], ids=["other", "relabelled"]
+)
+def test_a_shard_of_the_same_size_written_again(tmp_path: Path, content: dict[str, bytes]) -> None:
     write_shard(tmp_path / "x.tar", GOOD)
     age(tmp_path)
-    open_packed(tmp_path, tmp_path / "cache")
-    write_shard(tmp_path / "x.tar", {"b.jpg": b"y", "b.cls": b"1"})
+    assert open_packed(tmp_path, tmp_path / "cache").labels.tolist() == [0]
+    write_shard(tmp_path / "x.tar", content)
     warnings: list[str] = []
-    assert open_packed(tmp_path, tmp_path / "cache", warnings).read(0) == b"y"
-    assert "x.tar holds other members" in warnings[0]
+    index = open_packed(tmp_path, tmp_path / "cache", warnings)
+    assert (index.read(0), index.labels.tolist()) == (next(iter(content.values())), [1])
+    assert "x.tar was written again" in warnings[0]
+
+
+def test_shards_of_another_plan_in_the_place_of_packed_ones(packed: Path, picture_tree: Path, tmp_path: Path) -> None:
+    """As large, with the same members, and other labels: only the plan tells."""
+    index = open_index(picture_tree / "val", root=str(picture_tree), cache_dir=None)
+    labels = (index.labels + 1) % len(index.classes)
+    other = plan_packing(
+        replace(index, labels=labels), tmp_path / "val", root=picture_tree, shard_size=10, encoding=None
+    )
+    pack_split(other, workers=1, skip_bad=False, report_bad=print, report_done=lambda count: None)
+    old = open_packed(packed / "val")
+    (file,) = (tmp_path / "val").glob("*.tar")
+    assert file.stat().st_size == (packed / "val" / file.name).stat().st_size
+    shutil.copyfile(file, packed / "val" / file.name)
+    warnings: list[str] = []
+    found = open_packed(packed / "val", warnings=warnings)
+    assert found.labels.tolist() == labels.tolist() != old.labels.tolist()
+    assert f"{file.name} was written again" in warnings[0]
+
+
+def test_a_shard_that_is_a_link_to_nothing_is_not_passed_over(tmp_path: Path) -> None:
+    write_shard(tmp_path / "x-0.tar", GOOD)
+    (tmp_path / "x-1.tar").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"x-1\.tar: .*No such file"):
+        open_packed(tmp_path)
+    problems: list[Problem] = []
+    open_index(tmp_path / "*.tar", root=str(tmp_path), cache_dir=None, complain=problems.append)
+    assert [(problem.kind, problem.place) for problem in problems] == [("damaged_shard", str(tmp_path / "x-1.tar"))]
+
+
+def test_a_single_shard_may_be_a_link(tmp_path: Path) -> None:
+    write_shard(tmp_path / "blob", GOOD)
+    (tmp_path / "wds").mkdir()
+    (tmp_path / "wds" / "train-0.tar").symlink_to("../blob")
+    index = open_index(tmp_path / "wds" / "train-0.tar", root=str(tmp_path), cache_dir=None)
+    assert index.labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_shards_that_could_be_of_both_splits_are_asked_about(tmp_path: Path, split: str) -> None:
+    for name in ("retrieval-train-0.tar", "retrieval-val-0.tar"):
+        write_shard(tmp_path / name, GOOD)
+    with pytest.raises(DataError, match=f"has both train and val in its name.*--{split}-split PATTERN"):
+        find_split(str(tmp_path), split, "auto", "auto")
+    named = find_split(str(tmp_path), split, f"*-{split}-*.tar", "auto")
+    assert [file.name for file in list_shards(named)] == [f"retrieval-{split}-0.tar"]
 
 
 def test_a_damaged_index_costs_a_scan(packed: Path) -> None:

@@ -321,6 +321,8 @@ def test_a_reading_process_that_dies_is_one_line(held: Path) -> None:
     os.close(pipe)
     assert (process.returncode, len(told.splitlines())) == (2, 1)
     assert "died (out of memory?)" in told
+    first, last = told.partition("somewhere from ")[2].split("; ")[0].split(" to ")
+    assert first <= str(held / "cat" / "000a.jpg") <= last
     assert [file.name for file in held.parent.iterdir()] == ["held"]
 
 

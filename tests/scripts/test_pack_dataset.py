@@ -86,7 +86,7 @@ def test_a_split_of_another_name_is_not_passed_over_in_silence(tree: Path, tmp_p
     (tree / "val").rename(tree / "test")
     done = run_script("scripts/pack_dataset.py", tree, tmp_path / "packed")
     assert done.returncode == 0
-    assert f"{tree}: no val there: only train is packed; --splits" in done.stdout + done.stderr
+    assert f"{tree}: no val there: only train is packed; --splits train test packs both" in done.stdout + done.stderr
     assert [folder.name for folder in (tmp_path / "packed").iterdir()] == ["train"]
 
 
@@ -325,3 +325,27 @@ def test_wrong_things_end_in_one_line(picture_tree: Path, tmp_path: Path, run_sc
     (line,) = done.stderr.splitlines()
     assert words in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a.gif", "b.jpe", "noext", ".jpg"])
+def test_a_list_with_a_name_that_shards_cannot_hold(tmp_path: Path, name: str) -> None:
+    (tmp_path / "good.jpg").write_bytes(b"x")
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "train_list.txt").write_text(f"good.jpg 0\n{name} 1\n")
+    with pytest.raises(DataError, match="cannot be packed: its name does not end as a picture's"):
+        pack_here(tmp_path / "train_list.txt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_that_a_line_cannot_name(picture_tree: Path, tmp_path: Path) -> None:
+    shutil.copytree(picture_tree / "val" / "class_0", tmp_path / "val" / "one\ntwo")
+    with pytest.raises(DataError, match="a name that a line cannot hold"):
+        pack_here(tmp_path / "val", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "a\u2028b".encode()])
+def test_odd_names_of_classes_come_back(picture_tree: Path, tmp_path: Path, name: bytes) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), b"val", name)
+    shutil.copytree(os.fsencode(picture_tree / "val" / "class_0"), folder)
+    pack_here(tmp_path / "val", tmp_path / "out")
+    assert open_packed(tmp_path / "out").classes == (os.fsdecode(name),)
