@@ -44,9 +44,11 @@ def plan_splits(
         DataError: a split cannot be found or used.
     """
     plans: list[Packing] = []
-    for split in splits or ("train", "val"):
+    for split in dict.fromkeys(splits or ("train", "val")):
+        if split in (".", "..") or Path(split).name != split:
+            raise UserError(f"--splits {split}: is not the name of a folder in {root}")
         try:
-            path = find_split(str(root), split, "auto", data_format)
+            path = find_split(str(root), split, "auto", data_format, by_flags=False)
         except DataError:
             if splits is None and plans:
                 others = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and folder.name != "train")
@@ -57,6 +59,9 @@ def plan_splits(
             raise
         classes = plans[0].index.classes if plans else ()
         index = open_index(path, root=str(root), cache_dir=None, classes=classes)
+        pictures = path if path.is_dir() else path.parent
+        if (out / split).resolve().is_relative_to(pictures.resolve()) and pictures.resolve() != root.resolve():
+            raise UserError(f"{out / split}: lies among the pictures of {path}; pack into another folder")
         plans.append(plan_packing(index, out / split, root=root, shard_size=shard_size, encoding=encoding))
     return plans
 
@@ -76,7 +81,8 @@ def pack(packing: Packing, workers: int, skip_bad: bool) -> None:
             report_bad=report_bad,
             report_done=bar.update,
         )
-    kept = f" ({packed.kept_shards} were there)" * bool(packed.kept_shards)
+    counts = [(packed.kept_shards, "were there"), (packed.renewed_shards, "were older than their pictures")]
+    kept = f" ({', '.join(f'{count} {what}' for count, what in counts if count)})" * any(count for count, _ in counts)
     console.say(
         f"{split}: {len(packed.index):,} pictures in {packing.plan.num_shards} shards{kept}, "
         f"{packed.index.encoding or 'original bytes'}: {packing.folder}"

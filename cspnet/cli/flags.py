@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -143,6 +144,8 @@ def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] 
             print(f"{place}{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: os._exit(130))  # whoever says it again does not want to wait
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cspnet.cli import build
@@ -159,6 +160,9 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: Train
     cfg, console, plan = context.recipe, context.place.console, loader.plan
     if splits.num_classes == 1:
         console.warn("there is one class only: there is nothing to learn")
+    unseen = splits.num_classes - len(np.unique(splits.train.labels))
+    if unseen > 0:
+        console.warn(f"{unseen} of {splits.num_classes} classes have no pictures to train on: are the labels right?")
     if cfg.data.decoder == "fast" and not IS_INSTALLED:
         console.warn(
             "data.decoder: simplejpeg is not installed: JPEGs are decoded whole, by Pillow, slower and with "

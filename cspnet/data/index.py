@@ -35,7 +35,7 @@ def _pack(
     return SampleIndex(source, paths, ends, numbers, tuple(classes), digest_samples(names, labels))
 
 
-def find_split(root: str, split: str, name: str, data_format: str) -> Path:
+def find_split(root: str, split: str, name: str, data_format: str, *, by_flags: bool = True) -> Path:
     """The folder, list file or shards of a split.
 
     Args:
@@ -44,6 +44,7 @@ def find_split(root: str, split: str, name: str, data_format: str) -> Path:
         name: auto, or a folder, a file or a pattern of shards, relative to root (or absolute).
         data_format: folder, list or shards, which decides what the other auto means; or auto, which takes what is
             there: class folders in root/split, shards in root/split or in root, a list in root.
+        by_flags: whether errors may speak of the flags of train.py.
     Returns:
         A folder or a list file; shards are always given as a pattern, such as root/train/*.tar.
     Raises:
@@ -51,9 +52,8 @@ def find_split(root: str, split: str, name: str, data_format: str) -> Path:
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise DataError(
-            f"data.root: {root}: no such folder; give the folder that holds train/ and val/ with --data-path"
-        )
+        advice = "; give the folder that holds train/ and val/ with --data-path"
+        raise DataError(f"{'data.root: ' * by_flags}{root}: no such folder{advice * by_flags}")
     candidates = _candidates(folder, split, data_format) if name == "auto" else [_or_shards(folder / name, data_format)]
     found = next((path for path in candidates if path.exists() or (holds_shards(path) and list_shards(path))), None)
     if found is not None:
@@ -63,7 +63,7 @@ def find_split(root: str, split: str, name: str, data_format: str) -> Path:
     names = " or ".join(str(path.relative_to(folder) if name == "auto" else name) for path in candidates)
     inside = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
     there = f"it holds {', '.join(inside[:6])}{' …' * (len(inside) > 6)}" if inside else "it is empty"
-    advice = f"name another with --{split}-split NAME or --{split}-list FILE"
+    advice = f"name another with --{split}-split NAME or --{split}-list FILE" if by_flags else "is it another data set?"
     if folder.name in ("train", "val") and (folder.parent / split).exists():
         advice = f"did you mean {folder.parent}?"
     elif any(_is_picture(file.name) for file in folder.glob("*/*")):

@@ -65,7 +65,8 @@ def inspect_sample(index: SampleIndex, i: int) -> Inspection:
     except UnreadableImageError as error:
         kind = "dangling_link" if os.path.islink(path) and not os.path.exists(path) else "unreadable"
         return Inspection(0, bytes(DIGEST_BYTES), 0, 0, "", "", ((kind, str(error)),))
-    return inspect_picture(data, path)
+    # The names of pictures that were encoded anew are those from before.
+    return inspect_picture(data, "" if index.encoding else path)
 
 
 def inspect_picture(data: bytes, name: str) -> Inspection:
@@ -73,7 +74,7 @@ def inspect_picture(data: bytes, name: str) -> Inspection:
 
     Args:
         data: the contents of its file.
-        name: its file name, of which the ending is compared with the contents.
+        name: its file name, of which the ending is compared with the contents; empty if it says nothing of them.
     """
     digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
     try:

@@ -1,11 +1,10 @@
 """Writing a split into shards: in parallel, complete or absent, and going on where it was stopped.
 
 A shard gets its name when it is on the disk and has been read back. Its bytes are a function of the plan and the
-pictures alone (and, where they are encoded anew, of Pillow's version), so shards that are there already stay. The plan
-knows the pictures by name: one that is changed while its split is half packed stays in a finished shard as it was. The
-names are those of the loose files (`cspnet.data.shards.original_name`), in the same order and with the same labels:
-unless the pictures are encoded anew, the fingerprint is that of the loose files, and a run may go on from one to the
-other.
+pictures alone (and, where they are encoded anew, of Pillow's version), so shards that are there already stay, unless a
+picture has been written since. The names are those of the loose files (`cspnet.data.shards.original_name`), in the same
+order and with the same labels: unless the pictures are encoded anew, the fingerprint is that of the loose files, and a
+run may go on from one to the other.
 """
 
 from __future__ import annotations
@@ -25,8 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
 from cspnet.data.decode import EXTENSIONS, UnreadableImageError
 from cspnet.data.encode import encode_anew
+from cspnet.data.findings import Problem
 from cspnet.data.samples import SampleIndex, digest_samples
 from cspnet.data.shard_index import INDEX_NAME, scan_shards, stamp_shards, write_index
 from cspnet.data.shards import ShardIndex, ShardPlan, list_shards, read_plan
@@ -90,6 +92,8 @@ class Packed:
     """The paths of the pictures that are not in it."""
     kept_shards: int
     """Shards that were there already."""
+    renewed_shards: int
+    """Shards that were there and have been written again, because pictures have changed since."""
 
 
 def plan_packing(
@@ -187,7 +191,8 @@ def pack_split(
         packing.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{packing.folder}: cannot be made: {error.strerror}") from error
-    kept = _find_complete(packing)
+    there = _find_complete(packing)
+    kept = {shard for shard in there if not _is_older(packing, shard)}
     _remove_leftovers(packing.folder)
     missing = [shard for shard in range(packing.plan.num_shards) if shard not in kept]
     report_done(sum(len(packing.samples(shard)) for shard in kept))
@@ -202,7 +207,7 @@ def pack_split(
             f"{packing.folder}: pictures that cannot be packed: {num_bad}; put them right and give the same command "
             "again, or leave them out with --bad skip"
         )
-    return _finish(packing, len(kept), skip_bad)
+    return _finish(packing, len(kept), len(there) - len(kept), skip_bad)
 
 
 def _find_complete(packing: Packing) -> set[int]:
@@ -215,7 +220,8 @@ def _find_complete(packing: Packing) -> set[int]:
         except (OSError, TarError) as error:
             raise DataError(f"{file}: cannot be read: {error}; remove it and give the same command again") from error
         if plan is None:
-            raise DataError(f"{file}: is not one of these shards; pack into another folder")
+            advice = "remove it if it is damaged" if file in numbers else "pack into another folder"
+            raise DataError(f"{file}: is not one of these shards; {advice}")
         for what, value, planned in zip(_PLAN_WORDS, plan, packing.plan, strict=True):
             if value != planned:
                 raise DataError(
@@ -225,6 +231,17 @@ def _find_complete(packing: Packing) -> set[int]:
         if file not in numbers:
             raise DataError(f"{file}: is not one of these shards; pack into another folder")
     return {numbers[file] for file in there}
+
+
+def _is_older(packing: Packing, shard: int) -> bool:
+    """Whether a picture of a shard has been written since; one that is not there is for the others to find."""
+    written_ns = packing.file(shard).stat().st_mtime_ns
+    index, samples = packing.index, packing.samples(shard)
+    if isinstance(index, ShardIndex):
+        sources = {index.files[number] for number in np.unique(index.shards[samples])}
+    else:
+        sources = set(map(index.path, samples))
+    return any(os.stat(path).st_mtime_ns > written_ns for path in sources if os.path.exists(path))
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -349,11 +366,15 @@ def _crc(opened: BinaryIO, offset: int, size: int) -> int:
     return zlib.crc32(opened.read(size))
 
 
-def _finish(packing: Packing, kept_shards: int, skip_bad: bool) -> Packed:
+def _finish(packing: Packing, kept_shards: int, renewed_shards: int, skip_bad: bool) -> Packed:
     """Compare all shards with what was planned, then write the names of the classes and, last, the index."""
     files = [packing.file(shard) for shard in range(packing.plan.num_shards)]
     stamps = stamp_shards(files)
-    index = scan_shards(files)
+
+    def ask_to_remove(problem: Problem) -> None:
+        raise DataError(f"{problem}; remove that file and give the same command again")
+
+    index = scan_shards(files, complain=ask_to_remove)
     left_out, i = [], 0
     for sample, name in enumerate(packing.names):
         if i < len(index) and (index.name(i), index.labels[i]) == (name, packing.index.labels[sample]):
@@ -376,4 +397,4 @@ def _finish(packing: Packing, kept_shards: int, skip_bad: bool) -> Packed:
         raise DataError(
             f"{packing.folder}: cannot write the index: {error.strerror or error}; give the same command again"
         ) from error
-    return Packed(index, tuple(left_out), kept_shards)
+    return Packed(index, tuple(left_out), kept_shards, renewed_shards)

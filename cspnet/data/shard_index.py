@@ -57,6 +57,8 @@ def open_shards(path: Path, cache: Path | None, complain: Complain, warn: Callab
     for kept in (path.parent / INDEX_NAME if whole else None, cache):
         found = _read_index(kept, path.parent) if kept else None
         if found is None:
+            if kept and kept.exists() and not stale:
+                stale = f"{kept}: cannot be read by this version; the shards are scanned anew"
             continue
         index, stamps = found
         change = _find_change(index, stamps, files)
@@ -94,7 +96,8 @@ def scan_shards(files: Sequence[Path], *, whole: bool = True, complain: Complain
     _check_plans(files, found, whole, complain)
     names = [name for shard in found for name in shard.names]
     if not names:
-        raise DataError(f"{files[0].parent}: no pictures in {files[0].name}{' and the others' * (len(files) > 1)}")
+        why = next((f": {problem}" for shard in found for problem in shard.problems), "")
+        raise DataError(f"{files[0].parent}: no pictures in {files[0].name}{' and the others' * (len(files) > 1)}{why}")
     labels = [label for shard in found for label in shard.labels]
     pictures = [picture for shard in found for picture in shard.pictures]
     plan = found[0].plan
@@ -166,7 +169,7 @@ def _scan_shard(file: Path) -> _Shard:
                 elif isinstance(label := _read_label(opened, member), int):
                     labels[key] = label
                 else:
-                    refuse_member(member.name, f"expected a label of 0 or more, got {label}")
+                    refuse_member(member.name, f"expected a label of 0 or more, of at most 9 digits, got {label}")
                     unlabelled.add(key)
     except (OSError, TarError) as error:
         problems.append(Problem("damaged_shard", str(file), _reason(error)))

@@ -141,9 +141,10 @@ class DataRecipe:
     decoders only fast does."""
     bad_images: Literal["replace", "raise"] = "replace"
     """A picture that cannot be read: replace it by the next readable one and count it, or stop the run."""
-    workers: Count | None = None
-    """Reading processes per training process; null takes min(8, cores per training process)."""
-    prefetch: PositiveCount = 4
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    """Reading processes per training process; null takes min(8, cores per training process), of a
+    container those it is given."""
+    prefetch: Annotated[int, Field(ge=1, le=1024)] = 4
     """Batches each worker keeps ready."""
 
 

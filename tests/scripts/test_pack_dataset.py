@@ -311,6 +311,8 @@ WRONG = {
     "shard size": (["TREE", "OUT", "--shard-size", "0"], "--shard-size 0"),
     "workers": (["TREE", "OUT", "--workers", "0"], "--workers 0"),
     "split": (["TREE", "OUT", "--splits", "test"], "no test"),
+    "another place": (["TREE", "OUT", "--splits", "../train"], "--splits ../train: is not the name of a folder"),
+    "among the pictures": (["TREE", "TREE/train/class_0", "--splits", "train"], "lies among the pictures of"),
     "a file": (["TREE", "FILE/OUT"], "cannot be made"),
 }
 
@@ -320,10 +322,12 @@ def test_wrong_things_end_in_one_line(picture_tree: Path, tmp_path: Path, run_sc
     flags, words = WRONG[case]
     (tmp_path / "file").write_text("mine")
     places = {"TREE": picture_tree, "OUT": tmp_path / "out", "FILE/OUT": tmp_path / "file" / "out"}
+    places["TREE/train/class_0"] = picture_tree / "train" / "class_0"
     done = run_script("scripts/pack_dataset.py", *(places.get(flag, flag) for flag in flags))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert words in line
+    assert "--train" not in line and "--data-path" not in line, "flags that it does not have"
     assert not (tmp_path / "out").exists()
 
 
@@ -349,3 +353,31 @@ def test_odd_names_of_classes_come_back(picture_tree: Path, tmp_path: Path, name
     shutil.copytree(os.fsencode(picture_tree / "val" / "class_0"), folder)
     pack_here(tmp_path / "val", tmp_path / "out")
     assert open_packed(tmp_path / "out").classes == (os.fsdecode(name),)
+
+
+def test_a_picture_that_has_changed_is_packed_again(tree: Path, tmp_path: Path) -> None:
+    first = pack_here(tree / "train", tmp_path / "out")
+    assert (first.kept_shards, first.renewed_shards) == (0, 0)
+    changed = Path(open_index(tree / "train", root=str(tree), cache_dir=None).path(13))
+    changed.write_bytes(b"another one")
+    again = pack_here(tree / "train", tmp_path / "out")
+    assert (again.kept_shards, again.renewed_shards) == (4, 1)
+    assert open_packed(tmp_path / "out").read(13) == b"another one"
+    assert pack_here(tree / "train", tmp_path / "out").renewed_shards == 0
+    # From shards to shards: all that were made of the one that has been written again.
+    pack_here(tmp_path / "out" / "*.tar", tmp_path / "others")
+    os.utime(tmp_path / "out" / "out-000001.tar")
+    assert pack_here(tmp_path / "out" / "*.tar", tmp_path / "others").renewed_shards == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+def test_a_damaged_shard_is_to_be_removed(tree: Path, tmp_path: Path, damage: str) -> None:
+    pack_here(tree / "train", tmp_path / "out")
+    file = tmp_path / "out" / "out-000001.tar"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] if damage == "cut" else bytes(600) + data[600:])
+    with pytest.raises(DataError, match=r"out-000001\.tar: .*remove") as caught:
+        pack_here(tree / "train", tmp_path / "out")
+    assert "another folder" not in str(caught.value)
+    file.unlink()
+    assert pack_here(tree / "train", tmp_path / "out").kept_shards == 4
