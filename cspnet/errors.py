@@ -11,6 +11,7 @@ from collections.abc import Iterator
 __all__ = [
     "EXIT_BUG",
     "EXIT_DONE",
+    "EXIT_STOPPED",
     "EXIT_USER",
     "CheckpointError",
     "DataError",
@@ -27,6 +28,8 @@ __all__ = [
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USER = 2
+EXIT_STOPPED = 75
+"""Stopped by a signal, with everything saved: run me again. Source: EX_TEMPFAIL of sysexits.h."""
 
 
 class UserError(Exception):

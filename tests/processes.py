@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-__all__ = ["members_of", "start_group", "wait_for_the_end_of"]
+__all__ = ["heed_ctrl_c", "members_of", "start_group", "wait_for_the_end_of"]
 
 
 def start_group(*command: object) -> subprocess.Popen[str]:
@@ -25,11 +25,12 @@ def start_group(*command: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_heed_ctrl_c,
+        preexec_fn=heed_ctrl_c,
     )
 
 
-def _heed_ctrl_c() -> None:
+def heed_ctrl_c() -> None:
+    """For a process that is about to start: Ctrl-C does what it does in a terminal."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
 
 

@@ -174,8 +174,8 @@ def build_validation(
     amp_dtype: torch.dtype,
     report_bad: Callable[[list[BadImage]], None],
     one_batch: bool = False,
-) -> Callable[[nn.Module], EvalResult]:
-    """A function that validates a raw model on a split; with one_batch, on one batch per process only."""
+) -> Callable[..., EvalResult]:
+    """`evaluate` of a raw model (and its `between`) on a split; with one_batch, on one batch per process only."""
     geometry = build_geometry(recipe.data)
     batch_size = recipe.eval.batch_size or recipe.train.batch_size
     loader = EvalLoader(
@@ -194,6 +194,7 @@ def build_validation(
     return functools.partial(
         evaluate,
         batches=loader,
+        common_batches=loader.common_batches,
         num_samples=loader.num_samples,
         prepare=build_normalizer(recipe, device),
         device=device,

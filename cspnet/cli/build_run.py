@@ -21,6 +21,7 @@ from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.distributed import World
+from cspnet.runtime.signals import StopRequest
 from cspnet.training.checkpoint import FORMAT
 from cspnet.training.loop import Run
 from cspnet.training.state import TrainState
@@ -50,6 +51,7 @@ def build_run(
     state: TrainState,
     loader: TrainLoader,
     place: Place,
+    stop: StopRequest,
     *,
     folder: Path | None = None,
     resumed: bool = False,
@@ -58,6 +60,7 @@ def build_run(
     """What `fit` takes.
 
     Args:
+        stop: what may end the run early.
         folder: the run's folder; None writes nothing.
         resumed: the state comes from a checkpoint: records begin behind its step.
         dry_run: one more step and one validation batch.
@@ -103,12 +106,14 @@ def build_run(
             place.console,
             folder if world.is_main else None,
             step=state.progress.step if resumed else -1,
+            is_ended=not state.progress.epoch_is_trained,
             epochs=state.progress.epoch,
             recipe=recipe_to_yaml(recipe),
             tensorboard=recipe.log.tensorboard,
         ),
         bad_images=bad_images,
         checkpoints=folder / "checkpoints" if folder else None,
+        stop=stop,
         checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
     )
 

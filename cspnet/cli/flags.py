@@ -13,9 +13,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_origin
 
-from cspnet.errors import EXIT_BUG, EXIT_USER, UserError
+from cspnet.errors import EXIT_BUG, EXIT_STOPPED, EXIT_USER, UserError
 from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
+from cspnet.runtime.signals import Stopped
 
 __all__ = ["FlagParser", "add_recipe_flags", "join_tokens", "non_empty_path", "read_overrides", "run_door"]
 
@@ -143,6 +144,10 @@ def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] 
             place = "" if rank == "0" else f"[rank {rank}] "
             print(f"{place}{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER
+    except Stopped as stopped:
+        if environment.get("RANK", "0") == "0":
+            print(f"{name}: {stopped}", file=sys.stderr)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: os._exit(130))  # whoever says it again does not want to wait

@@ -95,7 +95,8 @@ def restore(state: TrainState, checkpoint: Mapping[str, Any], world: World, star
             console.warn(f"{where}: holds no moving average; it starts from the weights")
         load_state_dict(state.ema.module, average or checkpoint["state_dict"], where=where)
     settings = [
-        {key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups
+        {key: value for key, value in group.items() if key not in ("params", "lr")}
+        for group in state.optimizer.param_groups
     ]
     try:
         state.optimizer.load_state_dict(checkpoint["optimizer"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_overrides, run_door
 from cspnet.errors import EXIT_DONE, shared_errors
 from cspnet.recipe.load import format_recipe, load_recipe
+from cspnet.runtime.signals import StopRequest, heed_stop_signals
 
 __all__ = ["create_parser", "main"]
 
@@ -53,10 +54,15 @@ def create_parser() -> FlagParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run train.py; the exit code."""
-    return run_door("train.py", lambda: _train(sys.argv[1:] if argv is None else argv))
+
+    def work() -> int:
+        with heed_stop_signals() as stop:
+            return _train(sys.argv[1:] if argv is None else argv, stop)
+
+    return run_door("train.py", work)
 
 
-def _train(argv: Sequence[str]) -> int:
+def _train(argv: Sequence[str], stop: StopRequest) -> int:
     with shared_errors():
         args = create_parser().parse_all(argv)
         overrides = read_overrides(args)
@@ -76,5 +82,6 @@ def _train(argv: Sequence[str]) -> int:
             resume=args.resume,
             dry_run=args.dry_run,
             test_only=args.test_only,
-        )
+        ),
+        stop,
     )

@@ -25,6 +25,7 @@ from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
+from cspnet.runtime.signals import StopRequest
 from cspnet.training.checkpoint import read_checkpoint
 from cspnet.training.loop import Run, fit
 from cspnet.training.state import TrainState
@@ -60,12 +61,18 @@ class _Context:
     start: Start
     checkpoint: Mapping[str, Any] | None
     place: Place
+    stop: StopRequest
 
 
-def run_train_job(job: TrainJob) -> int:
-    """Train, validate only, or take one step; the exit code."""
+def run_train_job(job: TrainJob, stop: StopRequest) -> int:
+    """Train, validate only, or take one step; the exit code.
+
+    Raises:
+        Stopped: `stop` was made, and everything is saved.
+    """
     with shared_errors():
         world = read_world()
+        stop.speaks = world.is_main
         console = Console(world.rank)
     with join_world(world):
         start = on_main(world, lambda: find_start(job.output_dir, job.resume, writes=job.writes, warn=console.warn))
@@ -74,7 +81,7 @@ def run_train_job(job: TrainJob) -> int:
             recipe = _resolve_recipe(job, checkpoint, start, console)
             device = choose_device(recipe.train.device, world.local_rank)
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
-        return _run(_Context(job, recipe, start, checkpoint, Place(world, device, amp_dtype, console)))
+        return _run(_Context(job, recipe, start, checkpoint, Place(world, device, amp_dtype, console), stop))
 
 
 def _run(context: _Context) -> int:
@@ -89,7 +96,7 @@ def _run(context: _Context) -> int:
             check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
             say_differences(context.checkpoint["recipe"], context.recipe, console)
     _warn_of_odd_settings(context, splits, loader)
-    if context.checkpoint is not None and state.progress.step >= count_steps(context.recipe, loader):
+    if context.checkpoint is not None and state.progress.is_over(count_steps(context.recipe, loader)):
         console.say(f"{context.start.checkpoint_file}: the run is finished: {state.progress.step:,} steps are done")
         if not job.test_only:
             return EXIT_DONE
@@ -102,6 +109,7 @@ def _run(context: _Context) -> int:
         state,
         loader,
         context.place,
+        context.stop,
         folder=context.start.folder,
         resumed=context.checkpoint is not None,
         dry_run=job.dry_run,
@@ -111,7 +119,8 @@ def _run(context: _Context) -> int:
             _test_only(context, run)
             return EXIT_DONE
         _say_start(run, splits, context.start, console)
-        fit(run)
+        with context.stop.noted():
+            fit(run)
         _say_end(run, context.start.folder, console)
         return EXIT_DONE
     finally:

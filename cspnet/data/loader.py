@@ -249,6 +249,11 @@ class EvalLoader:
             len(self.pictures.reader.index) if self.limit is None else min(self.limit, len(self.pictures.reader.index))
         )
 
+    @property
+    def common_batches(self) -> int:
+        """Batches that every process has at least."""
+        return -(-(self.num_samples // self.world_size) // self.batch_size)
+
     def __iter__(self) -> Iterator[Batch]:
         return _start_batches(
             self.pictures,

@@ -35,7 +35,7 @@ from cspnet.data.shards import ShardIndex, ShardPlan, list_shards, read_plan
 from cspnet.data.tar import TarError, walk_tar
 from cspnet.errors import DataError
 from cspnet.runtime.files import replacing, write_atomically
-from cspnet.runtime.processes import create_context, held_back_interrupts, leave_with_parent
+from cspnet.runtime.processes import create_context, held_back_signals, leave_with_parent
 
 __all__ = ["BadPicture", "Encoding", "Packed", "Packing", "member_names", "pack_split", "plan_packing"]
 
@@ -259,7 +259,7 @@ def _write_shards(
     try:
         with pool:
             try:
-                with held_back_interrupts():  # the processes start with the first of these
+                with held_back_signals():  # the processes start with the first of these
                     tasks = [pool.submit(_write_shard, shard) for shard in shards]
                 for task in as_completed(tasks):
                     yield task.result()

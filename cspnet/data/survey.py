@@ -19,7 +19,7 @@ from cspnet.data.findings import Finding, Problem
 from cspnet.data.inspection import DIGEST_BYTES, Inspection, inspect_sample
 from cspnet.data.samples import SampleIndex
 from cspnet.errors import DataError
-from cspnet.runtime.processes import create_context, held_back_interrupts, leave_with_parent
+from cspnet.runtime.processes import create_context, held_back_signals, leave_with_parent
 
 __all__ = ["SplitSurvey", "find_copies", "find_small_classes", "find_unseen_classes", "inspect_all"]
 
@@ -43,7 +43,7 @@ def inspect_all(index: SampleIndex, workers: int) -> Generator[list[Inspection],
         yield from ([inspect_sample(index, i) for i in range(*span)] for span in spans)
         return
     pool = ProcessPoolExecutor(workers, create_context(), _start_worker, (index,))
-    with held_back_interrupts():
+    with held_back_signals():
         pool.submit(int)  # the processes start with the first task, and never see a Ctrl-C
     pending: deque[tuple[tuple[int, int], Future[list[Inspection]]]] = deque()
     try:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cspnet.data.shared import NO_ROOM
 from cspnet.errors import UserError, WorkerError
-from cspnet.runtime.processes import held_back_interrupts, leave_with_parent
+from cspnet.runtime.processes import held_back_signals, leave_with_parent
 
 __all__ = ["TellingErrors", "read_all", "start_worker"]
 
@@ -56,7 +56,7 @@ def read_all(loader: DataLoader[T]) -> Iterator[T]:
         UserError: (the iterator) reading an item raised it.
     """
     others = multiprocessing.active_children()
-    with held_back_interrupts(), _kept_child_handler():
+    with held_back_signals(), _kept_child_handler():
         items = iter(loader)
     processes = [process for process in multiprocessing.active_children() if process not in others]
     return _watch(items, processes, loader.prefetch_factor or 0)

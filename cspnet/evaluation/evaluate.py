@@ -19,8 +19,10 @@ __all__ = ["evaluate"]
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[Any],
+    between: Callable[[], None] = lambda: None,
     *,
+    batches: Iterable[Any],
+    common_batches: int,
     num_samples: int,
     prepare: Callable[[Tensor], Tensor],
     device: torch.device,
@@ -32,7 +34,9 @@ def evaluate(
 
     Args:
         model: a raw model (not wrapped for data parallelism); it is put into eval mode and back.
+        between: called in front of each batch, on all processes equally often; it may raise.
         batches: (images uint8 (N, H, W, 3), targets int64 (N,), unreadable pictures) of this process's share.
+        common_batches: how many of them every process has.
         num_samples: pictures of the whole split.
         prepare: uint8 images to float ones on the device.
         amp_dtype: of autocast; float32 means none.
@@ -45,7 +49,9 @@ def evaluate(
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # correct1, correct5, seen, unreadable
     loss_sum = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     bad: list[Any] = []
-    for images, targets, unreadable in batches:
+    for i, (images, targets, unreadable) in enumerate(batches):
+        if i < common_batches:
+            between()
         bad += unreadable
         targets = targets.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32):

@@ -15,6 +15,9 @@ from cspnet.runtime.files import write_atomically
 
 __all__ = ["MetricsFile", "SummaryFile"]
 
+_EPOCH = 0.5
+"""By how much an epoch's record stands behind the one of its last step."""
+
 COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
 
 
@@ -28,11 +31,12 @@ class MetricsFile:
     Args:
         path: the file; created if missing.
         step: keep the records up to this step; -1 keeps none.
+        is_ended: keep the record of an epoch that ends with it, too.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, is_ended: bool = True) -> None:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        _keep_lines(path, [line for line in lines if _step_of(line) <= step])
+        _keep_lines(path, [line for line in lines if _step_of(line) <= step + is_ended * _EPOCH])
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -46,9 +50,11 @@ class MetricsFile:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a record; infinity for a line that was cut short."""
+    """The step of a record, and half a step more for an epoch's; infinity for a line that was cut short."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
+        record = json.loads(line)
+        step = float(record["step"]) + ("train/epoch_loss" in record) * _EPOCH
+        return step if line.endswith(b"\n") else float("inf")
     except (ValueError, KeyError, TypeError):
         return float("inf")
 

@@ -45,16 +45,25 @@ class RunReport:
         console: of this process.
         folder: the run's folder; None writes no files (a dry run, or not the first process).
         step: of the checkpoint the run goes on from, -1 for a new run.
+        is_ended: whether an epoch that ends with that step has its record, too.
         epochs: epochs finished at that step.
         recipe: the resolved recipe as YAML.
         tensorboard: whether to write TensorBoard files.
     """
 
     def __init__(
-        self, console: Console, folder: Path | None, *, step: int, epochs: int, recipe: str, tensorboard: bool
+        self,
+        console: Console,
+        folder: Path | None,
+        *,
+        step: int,
+        is_ended: bool,
+        epochs: int,
+        recipe: str,
+        tensorboard: bool,
     ) -> None:
         self.console = console
-        self.metrics = MetricsFile(folder / "metrics.jsonl", step) if folder else None
+        self.metrics = MetricsFile(folder / "metrics.jsonl", step, is_ended) if folder else None
         self.summary = SummaryFile(folder / "summary.csv", epochs) if folder else None
         self.tensorboard = TensorBoardFile(folder / "tensorboard", step, recipe) if folder and tensorboard else None
 

@@ -14,7 +14,16 @@ import torch.distributed as dist
 
 from cspnet.errors import DeviceError, UserError
 
-__all__ = ["World", "broadcast_buffers", "gather_objects", "join_world", "on_main", "read_world", "sum_over_ranks"]
+__all__ = [
+    "World",
+    "broadcast_buffers",
+    "gather_objects",
+    "join_world",
+    "on_any_rank",
+    "on_main",
+    "read_world",
+    "sum_over_ranks",
+]
 
 T = TypeVar("T")
 
@@ -114,6 +123,15 @@ def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
     if world.size > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def on_any_rank(world: World, flag: bool) -> bool:
+    """Whether the flag is set on any process; all of them ask at the same time. Nothing waits for a GPU."""
+    if world.size == 1:
+        return flag
+    flags = torch.tensor(flag, dtype=torch.int32)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
 
 
 def broadcast_buffers(world: World, module: torch.nn.Module) -> None:

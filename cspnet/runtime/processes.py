@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-__all__ = ["CAN_FORK", "count_cores", "create_context", "held_back_interrupts", "leave_with_parent"]
+from cspnet.runtime.signals import STOP_SIGNALS
+
+__all__ = ["CAN_FORK", "count_cores", "create_context", "held_back_signals", "leave_with_parent"]
 
 CAN_FORK = sys.platform == "linux"
 """Elsewhere forking is not safe."""
@@ -41,12 +43,12 @@ def count_cores(cgroups: Path = _CGROUPS) -> int:
 
 
 @contextlib.contextmanager
-def held_back_interrupts() -> Iterator[None]:
-    """Ctrl-C waits until the block is over; processes that are started in it never see one."""
+def held_back_signals() -> Iterator[None]:
+    """Stop signals wait until the block is over; processes that start in it do so with them held back for good."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -54,16 +56,31 @@ def held_back_interrupts() -> Iterator[None]:
 
 
 def leave_with_parent() -> None:
-    """Called in a child process: from now on it ends as soon as the process that started it does, however that ends.
+    """Called in a child process that was started among `held_back_signals`: it ends when the one that started it ends.
 
-    Ctrl-C is not its business any more, and whatever its parent does at a SIGTERM is not what it does.
+    Signals that ask a run to stop are its parent's business, also where all processes of a group or a service get them:
+    a SIGTERM counts if the parent has sent it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
 
-    def wait() -> None:
-        if parent := multiprocessing.parent_process():
+    def end_after_parent() -> None:
+        if parent:
             parent.join()
             os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    def heed_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(1)
+
+    waits = [end_after_parent]
+    if hasattr(signal, "sigwaitinfo"):
+        waits.append(heed_parent)  # all threads of this process were born with the signal held back
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    for wait in waits:
+        threading.Thread(target=wait, daemon=True).start()

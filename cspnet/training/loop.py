@@ -6,8 +6,9 @@ while the run is not over:
         lr = lr_at(step)                                   # a pure function
         train_step(state, micro-batches)                   # no host sync
         every log.every_steps, and at the end of an epoch: one record  # host sync: here, once
+        asked to stop: a checkpoint, and out               # all processes alike
         every checkpoint.every_steps: a checkpoint
-    validate: raw weights, and their moving average
+    validate: raw weights, and their moving average        # asked to stop: out, and it begins anew when resumed
     record, summary row, checkpoint (last, best)
 """
 
@@ -32,8 +33,9 @@ from cspnet.evaluation.metrics import EvalResult
 from cspnet.optim.schedule import count_warmup_steps
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.run_report import BadImageLog, RunReport
-from cspnet.runtime.distributed import World, broadcast_buffers, gather_objects, sum_over_ranks
+from cspnet.runtime.distributed import World, broadcast_buffers, gather_objects, on_any_rank, sum_over_ranks
 from cspnet.runtime.random import generator_at
+from cspnet.runtime.signals import Stopped, StopRequest
 from cspnet.training.adversarial import perturb
 from cspnet.training.checkpoint import save_checkpoint
 from cspnet.training.state import TrainState
@@ -57,8 +59,8 @@ class Run:
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     lr_at: Callable[[int], float]
     total_steps: int
-    validate: Callable[[nn.Module], EvalResult] | None
-    """None when there is no validation split."""
+    validate: Callable[..., EvalResult] | None
+    """Of a model, and of what is called between batches; None when there is no validation split."""
     world: World
     device: torch.device
     amp_dtype: torch.dtype
@@ -66,6 +68,7 @@ class Run:
     bad_images: BadImageLog
     checkpoints: Path | None
     """None saves nothing (a dry run)."""
+    stop: StopRequest
     checkpoint_header: dict[str, Any]
     """What a checkpoint holds besides the state: recipe, geometry, class names, versions."""
 
@@ -97,14 +100,31 @@ class _Clock:
 
 
 def fit(run: Run) -> None:
-    """Train until the recipe's length is reached, from wherever `run.state.progress` stands."""
+    """Train until the recipe's length is reached, from wherever `run.state.progress` stands.
+
+    Raises:
+        Stopped: `run.stop` was made; there is a checkpoint of the last step, from which the run goes on as if it had
+            not been stopped.
+    """
     progress = run.state.progress
-    if progress.step >= run.total_steps:
+    if progress.is_over(run.total_steps):
         return
     batches = run.loader.start_at(progress.epoch, progress.samples_done)
-    while progress.step < run.total_steps:
-        _train_epoch(run, batches)
-        _end_epoch(run)
+    try:
+        while not progress.is_over(run.total_steps):
+            if not progress.epoch_is_trained:
+                _train_epoch(run, batches)
+            _end_epoch(run)
+    except Stopped as stopped:
+        _save(run, is_best=False)
+        saved = "saved: go on with --resume auto" if run.checkpoints else "nothing was to be saved"
+        raise Stopped(f"{stopped} behind step {progress.step:,}; {saved}") from None
+
+
+def _stop_if_asked(run: Run) -> None:
+    """Raises Stopped on all processes if a signal has reached any."""
+    if on_any_rank(run.world, run.stop.is_made):
+        raise Stopped(f"stopped by {run.stop.signal_name or 'a signal to another process'}")
 
 
 def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
@@ -136,6 +156,8 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
         console.advance()
         if progress.step % cfg.log.every_steps == 0 or step_in_epoch + 1 == last_step:
             _log(run, clock, step_in_epoch + 1)
+        progress.epoch_is_trained = step_in_epoch + 1 == last_step
+        _stop_if_asked(run)
         every = cfg.checkpoint.every_steps
         if every and progress.step % every == 0 and step_in_epoch + 1 < last_step:
             _save(run, is_best=False)
@@ -243,7 +265,7 @@ def _end_epoch(run: Run) -> None:
     result: EvalResult | None = None
     if run.validate and (is_last or (progress.epoch + 1) % cfg.eval.every_epochs == 0):
         broadcast_buffers(run.world, run.state.model)
-        result = run.validate(run.state.model)
+        result = run.validate(run.state.model, lambda: _stop_if_asked(run))
         record |= {"val/loss": result.loss, "val/acc1": result.acc1, "val/acc5": result.acc5}
         record["val/unreadable"] = result.num_unreadable
         text = f"epoch {progress.epoch + 1}/{run.epochs} validated:{result}"
@@ -251,7 +273,7 @@ def _end_epoch(run: Run) -> None:
             text += f" ({result.num_unreadable} of {result.num_samples} pictures cannot be read and count as wrong)"
         if run.state.ema:
             broadcast_buffers(run.world, run.state.ema.module)
-            result = run.validate(run.state.ema.module)
+            result = run.validate(run.state.ema.module, lambda: _stop_if_asked(run))
             record |= {"val_ema/loss": result.loss, "val_ema/acc1": result.acc1, "val_ema/acc5": result.acc5}
             text += f"  moving average:{result}"
         run.report.console.say(text)
@@ -274,6 +296,7 @@ def _end_epoch(run: Run) -> None:
     run.state.epoch_sums.reset()
     if progress.samples_done + run.plan.global_batch_size > run.plan.num_samples:
         progress.epoch, progress.samples_done = progress.epoch + 1, 0
+    progress.epoch_is_trained = False
     _save(run, is_best=is_best)
 
 

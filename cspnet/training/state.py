@@ -26,6 +26,12 @@ class Progress:
     best_acc1: float | None = None
     """Best validated accuracy in percent; None before the first validation."""
     best_epoch: int | None = None
+    epoch_is_trained: bool = False
+    """Behind the last step of an epoch, or of the run, and before its validation and record are done."""
+
+    def is_over(self, total_steps: int) -> bool:
+        """Whether a run of so many steps has nothing left to do."""
+        return self.step >= total_steps and not self.epoch_is_trained
 
 
 class Sums:

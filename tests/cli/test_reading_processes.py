@@ -88,23 +88,26 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     os.close(pipe)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
     assert "Traceback" not in told
-    assert told.splitlines()[-1].endswith(".py: interrupted")
+    last = told.splitlines()[-1]
+    if place == "validate.py":
+        assert (process.returncode, last) == (130, "validate.py: interrupted")
+    else:  # behind the step, or before the next batch of the validation: tests/training/test_signals.py
+        assert process.returncode == 75, told
+        assert last.startswith("train.py: stopped by SIGINT behind step ")
     wait_for_the_end_of(process.pid)
 
 
-@pytest.mark.parametrize("place", ["training", "validation in training"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("place", PLACES)
 def test_reading_processes_end_with_the_one_they_read_for(
-    picture_tree: Path, tmp_path: Path, checkpoint: Path, place: str, number: signal.Signals
+    picture_tree: Path, tmp_path: Path, checkpoint: Path, place: str
 ) -> None:
     """Even while they wait for a disk that does not answer."""
     process, pipe = start(place, picture_tree, tmp_path, checkpoint)
     assert len(members_of(process.pid)) == 1 + PLACES[place][1]
-    process.send_signal(number)
+    process.kill()
     _, told = process.communicate(timeout=60)
-    assert process.returncode == -number
+    assert process.returncode == -signal.SIGKILL
     assert "Traceback" not in told
     wait_for_the_end_of(process.pid)
     os.close(pipe)

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Event
@@ -127,6 +128,29 @@ def test_dropping_the_iterator_ends_its_processes() -> None:
     assert len(set(multiprocessing.active_children()) - others) == 2
     del items
     assert set(multiprocessing.active_children()) <= others
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="who has sent a signal cannot be told here")
+@pytest.mark.parametrize("name", ["TERM", "USR1", "INT"])
+def test_signals_that_ask_a_run_to_stop_are_its_own_business(name: str) -> None:
+    """Where all processes of a group, or of a service, get them; a process still ends when its parent ends it."""
+    start, others = multiprocessing.Event(), set(multiprocessing.active_children())
+    items = read(lambda: None, start=start)
+    processes = set(multiprocessing.active_children()) - others
+    assert list(itertools.islice(items, 5)) == [0, 1, 2, 3, 4]  # both are set up, and one waits
+    for process in processes:
+        subprocess.run(["kill", f"-{name}", str(process.pid)], check=True)
+    wait([process.sentinel for process in processes], 0.2)
+    assert [process.exitcode for process in processes] == [None, None]
+    start.set()
+    assert list(items) == [5, 6, 7]
+    if name == "TERM":
+        again = read(lambda: None)
+        (process, _) = set(multiprocessing.active_children()) - others
+        assert next(again) == 0
+        process.terminate()
+        process.join(60)
+        assert process.exitcode is not None
 
 
 TRAIN = build_train_transform(Recipe(data=DataRecipe(train_px=16)))

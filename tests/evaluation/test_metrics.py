@@ -77,7 +77,8 @@ def batches_of(images: Tensor, targets: Tensor, size: int = 7) -> Iterator[tuple
 def run(model: nn.Module, batches: Any, num_samples: int, reports: list[Any] | None = None) -> EvalResult:
     return evaluate(
         model,
-        batches,
+        batches=batches,
+        common_batches=0,
         num_samples=num_samples,
         prepare=prepare,
         device=torch.device("cpu"),

@@ -14,6 +14,7 @@ from cspnet.recipe.load import load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.runtime.distributed import World
+from cspnet.runtime.signals import StopRequest
 from cspnet.training.loop import fit
 from tests.conftest import ROOT
 
@@ -51,7 +52,7 @@ def test_it_trains_two_steps(path: Path, picture_tree: Path) -> None:
     state = build.build_state(recipe, model, world, CPU, torch.float32)
     loader = build.build_train_loader(recipe, splits, world, CPU)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    fit(build_run(recipe, splits, state, loader, Place(world, CPU, torch.float32, console)))
+    fit(build_run(recipe, splits, state, loader, Place(world, CPU, torch.float32, console), StopRequest()))
     assert state.progress.step == 2
     after = model.state_dict()
     assert all(torch.isfinite(value).all() for value in after.values())

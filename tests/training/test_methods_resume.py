@@ -12,7 +12,7 @@ import torch
 
 from cspnet.cli.train import main
 from tests.conftest import draw_tree
-from tests.training.test_kill_and_resume import assert_same
+from tests.training.whole_runs import assert_same
 
 BASE = (
     *("--model", "cspdarknet_tiny", "--img-size", "32", "--device", "cpu", "--precision", "fp32", "--workers", "0"),

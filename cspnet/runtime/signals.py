@@ -1,0 +1,89 @@
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, and SIGUSR1 as schedulers send it ahead of a time limit.
+
+The first one is noted, and the run stops at the next place where nothing is lost: behind a step, or between two batches
+of a validation. A second one ends the process where it stands. Before there is anything to lose, one is enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+__all__ = ["STOP_SIGNALS", "StopRequest", "Stopped", "heed_stop_signals"]
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_SAME_REQUEST_S = 1.0
+"""Launchers pass on what their whole group has been sent: what follows this closely is the same request."""
+
+
+class Stopped(BaseException):
+    """The run has been asked to stop; the message says by what and, once it is so, what is saved.
+
+    Not an Exception: it goes past whatever handles errors, as KeyboardInterrupt does.
+    """
+
+
+class StopRequest:
+    """Whether this process has been asked to stop."""
+
+    def __init__(self) -> None:
+        self.signal_name = ""
+        self.speaks = True
+        """Whether this process answers a signal; of several, one should."""
+        self._noted_at_s = 0.0
+        self._may_wait = False
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """In this block a signal is noted, and whoever runs it asks for it; elsewhere it raises Stopped."""
+        self._may_wait = True
+        try:
+            yield
+        finally:
+            self._may_wait = False
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there was a signal."""
+        return bool(self.signal_name)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        now_s = time.monotonic()
+        if self.is_made:
+            if now_s - self._noted_at_s > _SAME_REQUEST_S:
+                os._exit(128 + number)
+            return
+        self.signal_name, self._noted_at_s = signal.Signals(number).name, now_s
+        if not self._may_wait:
+            raise Stopped(f"stopped by {self.signal_name}; there was nothing to save")
+        if self.speaks:
+            # Not print: the program may be in the middle of one.
+            os.write(2, f"\n{self.signal_name}: saving behind this step, then stopping; again stops at once\n".encode())
+
+
+@contextlib.contextmanager
+def heed_stop_signals() -> Iterator[StopRequest]:
+    """Handle the stop signals of this process; afterwards whoever handled them before does so again.
+
+    Behind a Stopped the process is about to end, with everything saved: a launcher that stops it then, because another
+    one has ended already, must not change its exit code. Ctrl-C ends it at once.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.handle) for number in STOP_SIGNALS}
+    try:
+        yield request
+    except Stopped:
+        before = dict.fromkeys(before, signal.SIG_IGN) | {signal.SIGINT: lambda number, frame: os._exit(128 + number)}
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -1,0 +1,170 @@
+"""A small run with everything on that draws at random or remembers, and whether two of them are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.conftest import ROOT, draw_tree
+from tests.processes import heed_ctrl_c
+
+__all__ = [
+    "EPOCHS",
+    "FLAGS",
+    "STEPS_PER_EPOCH",
+    "assert_same",
+    "assert_same_runs",
+    "command",
+    "draw_pictures",
+    "find_processes",
+    "kill_after_step",
+    "load_last",
+    "records",
+    "run",
+    "start",
+    "wait_for_step",
+]
+
+EPOCHS, STEPS_PER_EPOCH = 4, 6
+# Everything that draws at random or remembers is on; a global batch is 8 pictures for one process and for two.
+FLAGS = (
+    *(
+        "--model",
+        "cspdarknet_tiny",
+        "--model-kwargs",
+        "{drop_rate: 0.2, drop_path_rate: 0.3}",
+        "--img-size",
+        "32",
+        "--device",
+        "cpu",
+    ),
+    *("--precision", "fp32", "--epochs", str(EPOCHS), "--accumulate", "2", "--lr", "0.05", "--nesterov"),
+    *("--cutmix", "1.0", "--cutmix-prob", "0.7", "--smoothing", "0.1", "--clip-grad", "5", "--ema.decay", "0.9"),
+    *("--mixup", "0.4", "--reprob", "0.3", "--aa", "trivial", "--adversarial.lr", "2"),
+    *("--sched", "cosine", "--warmup-steps", "3", "--print-freq", "1", "--checkpoint.every_steps", "2"),
+    *("--log.tensorboard", "false"),
+)
+TIMES = ("train/images_per_s", "train/data_wait_ratio")
+
+
+def command(pictures: Path, folder: Path, processes: int, workers: int, *more: str) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    batch = ["--batch-size", str(4 // processes), "--workers", str(workers)]
+    return [*launcher, "train.py", *FLAGS, *batch, "--data-path", str(pictures), "--output-dir", str(folder), *more]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """A run as the leader of a process group."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
+    )
+
+
+def run(arguments: list[str]) -> str:
+    """A run from its start to its end; its output."""
+    process = start(arguments)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl without those fields that tell the time."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith("}")]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in whole]
+
+
+def find_processes(folder: Path, variable: str = "") -> list[int]:
+    """The processes whose command line names the run's folder (launcher, ranks, workers), and that have a variable."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            has_it = not variable or variable.encode() in (entry / "environ").read_bytes().split(b"\0")
+            if has_it and str(folder).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def kill_run(folder: Path) -> None:
+    """SIGKILL everything of a run."""
+    for process in find_processes(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Returns when a run has written the record of a step, or has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(record["step"] >= step for record in records(folder)):
+            return
+        time.sleep(0.005)
+
+
+def kill_after_step(arguments: list[str], folder: Path, step: int) -> None:
+    """Start a run and kill it, with all its processes, when it has done a step."""
+    process = start(arguments)
+    wait_for_step(process, folder, step)
+    kill_run(folder)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, f"the run ended before it could be killed:\n{output}"
+    last = records(folder)[-1]["step"]
+    assert step <= last < EPOCHS * STEPS_PER_EPOCH
+
+
+def assert_same(a: Any, b: Any, where: str = "checkpoint") -> None:
+    """Equal, bit for bit, all the way down."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def load_last(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint, without what may differ."""
+    content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    for key in ("recipe", "versions"):  # the recipe tells the number of workers
+        del content[key]
+    return content
+
+
+def draw_pictures(folder: Path) -> Path:
+    """51 training pictures: six steps of eight and three that are left out of an epoch."""
+    return draw_tree(folder, classes=3, train=51, val=9)
+
+
+def assert_same_runs(folder: Path, reference: Path) -> None:
+    """The same state, records and rows at the end."""
+    assert_same(load_last(folder), load_last(reference))
+    assert records(folder) == records(reference)
+    assert (folder / "summary.csv").read_text() == (reference / "summary.csv").read_text()
