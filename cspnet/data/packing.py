@@ -266,7 +266,7 @@ def _write_shards(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in set(multiprocessing.active_children()) - others:
-                    child.terminate()
+                    child.kill()  # a SIGTERM could be lost in one that all processes have been sent
                 raise
     except BrokenProcessPool as error:
         raise DataError(

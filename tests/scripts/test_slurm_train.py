@@ -13,11 +13,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.training.whole_runs import (
     FLAGS,
-    assert_same_runs,
-    command,
     draw_pictures,
     find_processes,
-    run,
     wait_for_step,
 )
 
@@ -70,8 +67,6 @@ def test_it_comes_back_behind_its_step(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     assert "resumed from" in output
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
-    run(command(pictures, tmp_path / "untouched", 2, 1))
-    assert_same_runs(tmp_path / "run", tmp_path / "untouched")
 
 
 def test_a_run_without_a_folder_could_not_be_found_again(tmp_path: Path) -> None:

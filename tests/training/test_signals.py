@@ -87,8 +87,9 @@ def test_told_in_training(untouched: Path, pictures: Path, tmp_path: Path, name:
     assert progress(tmp_path / "run")["step"] == int(found[1])
     assert 8 <= int(found[1]) < EPOCHS * STEPS_PER_EPOCH
     wait_for_the_end_of(process.pid)
-    run(arguments)
-    assert_same_runs(tmp_path / "run", untouched)
+    if name == "SIGTERM":  # they are handled alike
+        run(arguments)
+        assert_same_runs(tmp_path / "run", untouched)
 
 
 def test_told_in_validation(untouched: Path, pictures: Path, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_told_before_there_is_anything_to_save(tmp_path: Path, name: str) -> Non
     process = start_group("train.py", *flags, "--data-path", tmp_path, "--output-dir", tmp_path / "run")
     end = wait_for_reader(process, tmp_path / "train_list.txt")
     process.send_signal(getattr(signal, name))
+    os.close(end)  # a signal right in front of the read would wait for it
     _, told = process.communicate(timeout=60)
-    os.close(end)
     assert (process.returncode, told) == (EXIT_STOPPED, f"train.py: stopped by {name}; there was nothing to save\n")
     assert not (tmp_path / "run").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -12,8 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from cspnet.cli.compare_runs import compare_runs, find_difference, read_records
 from tests.conftest import ROOT, draw_tree
 from tests.processes import heed_ctrl_c
 
@@ -27,8 +25,6 @@ __all__ = [
     "draw_pictures",
     "find_processes",
     "kill_after_step",
-    "load_last",
-    "records",
     "run",
     "start",
     "wait_for_step",
@@ -53,7 +49,6 @@ FLAGS = (
     *("--sched", "cosine", "--warmup-steps", "3", "--print-freq", "1", "--checkpoint.every_steps", "2"),
     *("--log.tensorboard", "false"),
 )
-TIMES = ("train/images_per_s", "train/data_wait_ratio")
 
 
 def command(pictures: Path, folder: Path, processes: int, workers: int, *more: str) -> list[str]:
@@ -87,14 +82,6 @@ def run(arguments: list[str]) -> str:
     return output
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl without those fields that tell the time."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    whole = [json.loads(line) for line in lines if line.endswith("}")]
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in whole]
-
-
 def find_processes(folder: Path, variable: str = "") -> list[int]:
     """The processes whose command line names the run's folder (launcher, ranks, workers), and that have a variable."""
     found = []
@@ -117,7 +104,7 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
     """Returns when a run has written the record of a step, or has ended."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if any(record["step"] >= step for record in records(folder)):
+        if any(record["step"] >= step for record in read_records(folder)):
             return
         time.sleep(0.005)
 
@@ -129,33 +116,13 @@ def kill_after_step(arguments: list[str], folder: Path, step: int) -> None:
     kill_run(folder)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0, f"the run ended before it could be killed:\n{output}"
-    last = records(folder)[-1]["step"]
+    last = read_records(folder)[-1]["step"]
     assert step <= last < EPOCHS * STEPS_PER_EPOCH
 
 
-def assert_same(a: Any, b: Any, where: str = "checkpoint") -> None:
+def assert_same(a: Any, b: Any) -> None:
     """Equal, bit for bit, all the way down."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-def load_last(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint, without what may differ."""
-    content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
-    for key in ("recipe", "versions"):  # the recipe tells the number of workers
-        del content[key]
-    return content
+    assert find_difference(a, b, "checkpoint") is None
 
 
 def draw_pictures(folder: Path) -> Path:
@@ -165,6 +132,4 @@ def draw_pictures(folder: Path) -> Path:
 
 def assert_same_runs(folder: Path, reference: Path) -> None:
     """The same state, records and rows at the end."""
-    assert_same(load_last(folder), load_last(reference))
-    assert records(folder) == records(reference)
-    assert (folder / "summary.csv").read_text() == (reference / "summary.csv").read_text()
+    assert compare_runs(folder, reference) is None
