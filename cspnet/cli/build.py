@@ -27,6 +27,7 @@ from cspnet.models.darknet_cfg import CFG_PREFIX, read_cfg_text
 from cspnet.models.network import CspNet
 from cspnet.optim.ema import Ema
 from cspnet.optim.optimizers import build_optimizer
+from cspnet.recipe.batch import settle_batch
 from cspnet.recipe.schema import DataRecipe, Recipe
 from cspnet.runtime.distributed import World, on_main
 from cspnet.runtime.random import integer_at
@@ -152,7 +153,7 @@ def _workers(cfg: DataRecipe, world: World) -> int:
 def build_train_loader(recipe: Recipe, splits: Splits, world: World, device: torch.device) -> TrainLoader:
     """The training batches of this process."""
     cfg = recipe.train
-    plan = BatchPlan(len(splits.train), cfg.batch_size, cfg.accumulate, world.size, cfg.seed, recipe.augment.repeats)
+    plan = BatchPlan(len(splits.train), *settle_batch(cfg, world.size), world.size, cfg.seed, recipe.augment.repeats)
     pictures = TrainPictures(_build_reader(splits.train, recipe.data), build_train_transform(recipe), cfg.seed)
     how = (plan, world.rank, _workers(recipe.data, world), recipe.data.prefetch, device)
     if recipe.data.decoder == "gpu":

@@ -21,9 +21,10 @@ __all__ = ["check_checkpoint", "check_same_run", "restore", "say_differences"]
 
 # What may differ between a run and its continuation without making it another run: where and how it is computed.
 _FREE_KEYS = ("data.root", "data.format", "data.train", "data.cache_dir", "data.workers", "data.prefetch",
-              "train.device", "train.batch_size", "train.accumulate", "train.grad_checkpointing", "eval.batch_size",
-              "log.every_steps", "log.tensorboard", "checkpoint.every_steps", "checkpoint.keep", "model.pretrained",
-              "model.pretrained_source", "model.pretrained_classes", "model.num_classes")  # fmt: skip
+              "train.device", "train.batch_size", "train.accumulate", "train.global_batch", "train.grad_checkpointing",
+              "eval.batch_size", "log.every_steps", "log.tensorboard", "checkpoint.every_steps", "checkpoint.keep",
+              "model.pretrained", "model.pretrained_source", "model.pretrained_classes",
+              "model.num_classes")  # fmt: skip
 
 
 def say_differences(saved: Mapping[str, Any], recipe: Recipe, console: Console) -> None:
@@ -78,7 +79,7 @@ def check_same_run(
     if saved != global_batch_size:
         raise CheckpointError(
             f"{where}: its steps take {saved} pictures, this run's {global_batch_size}; "
-            f"keep processes x --batch-size x --accumulate at {saved}"
+            f"keep processes x --batch-size x --accumulate at {saved}, or give --global-batch {saved}"
         )
     seed = checkpoint["recipe"].get("train.seed", recipe.train.seed)
     if seed != recipe.train.seed:

@@ -89,6 +89,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--batch-size": ("train.batch_size",),
     "--accumulate": ("train.accumulate",),
     "--grad-accum-steps": ("train.accumulate",),
+    "--global-batch": ("train.global_batch",),
     "--epochs": ("train.epochs",),
     "--steps": ("train.steps",),
     "--device": ("train.device",),

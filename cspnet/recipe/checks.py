@@ -125,6 +125,7 @@ _NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Recipe], bool]], ...] = (
         "another data.train_crop than darknet",
         lambda recipe: recipe.data.train_crop != "darknet",
     ),
+    (("train.accumulate",), "no train.global_batch beside it", lambda recipe: recipe.train.global_batch is None),
     (("augment.erase_count",), "augment.erase_prob", lambda recipe: recipe.augment.erase_prob > 0),
     (
         ("mix.prob",),

@@ -309,6 +309,9 @@ class TrainRecipe:
     """Pictures per process in one forward pass."""
     accumulate: PositiveCount = 1
     """Forward passes per step; the global batch is batch_size * accumulate * processes."""
+    global_batch: PositiveCount | None = None
+    """Pictures per step, over all processes, however many there are: batch_size is then the most that a forward pass
+    takes, and accumulate what is left to do. null: as batch_size and accumulate say."""
     epochs: PositiveCount = 120
     """Length of the run in passes over the training pictures; steps, where given, come before it."""
     steps: PositiveCount | None = None

@@ -143,7 +143,7 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
             run.network,
             _micro_batches(run, batches, clock),
             lr=run.lr_at(progress.step),
-            accumulate=cfg.train.accumulate,
+            accumulate=run.plan.accumulate,
             amp_dtype=run.amp_dtype,
             clip_norm=cfg.optim.clip_norm,
             loss_fn=run.loss_fn,
@@ -167,7 +167,7 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
 def _micro_batches(run: Run, batches: Iterator[Batch], clock: _Clock) -> Iterator[tuple[Tensor, Tensor]]:
     """The micro-batches of one step, on the device: normalised, erased, mixed, changed against the network."""
     cfg, step = run.recipe, run.state.progress.step
-    for micro in range(cfg.train.accumulate):
+    for micro in range(run.plan.accumulate):
         waiting_since_s = time.perf_counter()
         batch = next(batches)
         clock.data_s += time.perf_counter() - waiting_since_s

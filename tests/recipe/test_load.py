@@ -109,6 +109,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "ema.warmup": ("true", True),
     "train.batch_size": ("16", 16),
     "train.accumulate": ("4", 4),
+    "train.global_batch": ("256", 256),
     "train.epochs": ("3", 3),
     "train.steps": ("500", 500),
     "train.device": ("cpu", "cpu"),
