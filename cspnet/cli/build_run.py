@@ -17,13 +17,14 @@ from cspnet.optim.losses import build_loss
 from cspnet.optim.optimizers import peak_lr
 from cspnet.optim.schedule import build_schedule
 from cspnet.recipe.load import recipe_to_values, recipe_to_yaml
-from cspnet.recipe.schema import Recipe
+from cspnet.recipe.schema import CheckpointRecipe, Recipe
 from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.distributed import World
 from cspnet.runtime.signals import StopRequest
 from cspnet.training.checkpoint import FORMAT
 from cspnet.training.loop import Run
+from cspnet.training.saving import Saver
 from cspnet.training.state import TrainState
 
 __all__ = ["Place", "build_run", "count_steps"]
@@ -112,10 +113,15 @@ def build_run(
             tensorboard=recipe.log.tensorboard,
         ),
         bad_images=bad_images,
-        checkpoints=folder / "checkpoints" if folder else None,
+        saver=_build_saver(folder / "checkpoints", recipe.checkpoint, place.console) if folder else None,
         stop=stop,
         checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
     )
+
+
+def _build_saver(folder: Path, cfg: CheckpointRecipe, console: Console) -> Saver:
+    keep = None if cfg.keep == "all" else cfg.keep
+    return Saver(folder, keep=keep, max_failures=cfg.max_failures, warn=console.warn_own)
 
 
 def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from cspnet.errors import EXIT_BUG, EXIT_STOPPED, EXIT_USER, UserError
 from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
@@ -80,6 +80,11 @@ def _takes(field: FieldHelp, kind: type) -> bool:
     return kind in members
 
 
+def _list_words(field: FieldHelp) -> tuple[str, ...]:
+    """All values of a field that takes one of a few words; none if it takes anything else."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
 def _read_text(text: str) -> str | None:
     """The value of a text field: as it is, and null or none for nothing."""
     return None if text in ("null", "none") else text
@@ -95,7 +100,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     sections = {name: parser.add_argument_group(name) for name in groups}
     for key, field in table.items():
         names = [*flags.pop((key,), []), f"--{key}"]
-        choices = "|".join(map(str, get_args(field.annotation))) if "Literal" in str(field.annotation) else "VALUE"
+        words = _list_words(field)
         is_switch = _takes(field, bool)
         takes_several = isinstance(field.default, (tuple, dict))
         default = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -103,10 +108,10 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
             *sorted(names, key=len),
             action=_SetKeys,
             keys=(key,),
-            type=str if takes_several else _read_text if _takes(field, str) or choices != "VALUE" else parse_value,
+            type=str if takes_several else _read_text if _takes(field, str) or words else parse_value,
             nargs="?" if is_switch else "+" if takes_several else None,
             constant=True if is_switch else None,
-            metavar=choices,
+            metavar="|".join(words) or "VALUE",
             default=argparse.SUPPRESS,
             help=f"{field.help} [{default}]".replace("%", "%%"),
         )

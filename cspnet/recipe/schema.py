@@ -356,8 +356,12 @@ class CheckpointRecipe:
 
     every_steps: Count = 1000
     """Steps between two checkpoints inside an epoch; 0 saves at the ends of epochs only."""
-    keep: PositiveCount = 3
-    """How many of the newest checkpoints stay, besides last.pt and best.pt."""
+    keep: PositiveCount | Literal["all"] = 3
+    """How many of the newest checkpoints stay, besides last.pt and best.pt; all: every one."""
+    keep_best: PositiveCount = 1
+    """How many of the checkpoints with the best validated accuracy stay; best.pt is the first of them."""
+    max_failures: Count = 3
+    """Saves in a row that may fail, each told in a line, before the run stops. The last one of a run must not fail."""
 
 
 @dataclass(frozen=True, config=_CONFIG)

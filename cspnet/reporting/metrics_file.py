@@ -1,6 +1,7 @@
 """metrics.jsonl, one JSON object a record, and summary.csv, one row an epoch in timm's columns.
 
-When a run is resumed, what was written after the checkpoint is taken back first: no step appears twice.
+When a run is resumed, what was written after the checkpoint is taken back first: no step appears twice. Lines for which
+there is no room on the disk wait in memory for the next one: what stands in the files is whole lines, in their order.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,41 @@ _EPOCH = 0.5
 COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
 
 
-def _keep_lines(path: Path, lines: list[bytes]) -> None:
-    write_atomically(path, b"".join(lines))
+class _Lines:
+    """A file that whole lines are appended to; it starts with those that are kept."""
+
+    def __init__(self, path: Path, kept: list[bytes]) -> None:
+        write_atomically(path, b"".join(kept))
+        self.file = path.open("ab", buffering=0)
+        self.waiting: list[bytes] = []
+
+    def append(self, line: str) -> None:
+        """Hand a line to the system at once, behind those that wait.
+
+        Raises:
+            OSError: it and they wait for the next call.
+        """
+        self.waiting.append(line.encode())
+        rest = memoryview(b"".join(self.waiting))
+        end = self.file.seek(0, os.SEEK_END)
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError:
+            self.file.truncate(end)
+            raise
+        self.waiting.clear()
+
+    def close(self) -> None:
+        """Try once more, and close the file.
+
+        Raises:
+            OSError: what waits is lost.
+        """
+        try:
+            self.append("")
+        finally:
+            self.file.close()
 
 
 class MetricsFile:
@@ -36,17 +71,23 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int, is_ended: bool = True) -> None:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        _keep_lines(path, [line for line in lines if _step_of(line) <= step + is_ended * _EPOCH])
-        self.file = path.open("a", encoding="utf-8")
+        self.lines = _Lines(path, [line for line in lines if _step_of(line) <= step + is_ended * _EPOCH])
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record and hand it to the system at once."""
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        """Append a record and hand it to the system at once.
+
+        Raises:
+            OSError: it could not be written yet; it is not lost.
+        """
+        self.lines.append(json.dumps(record) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
-        self.file.close()
+        """Close the file.
+
+        Raises:
+            OSError: there was no room for its last lines.
+        """
+        self.lines.close()
 
 
 def _step_of(line: bytes) -> float:
@@ -70,15 +111,25 @@ class SummaryFile:
     def __init__(self, path: Path, epochs: int) -> None:
         rows = path.read_bytes().splitlines(keepends=True)[1:] if path.exists() else []
         kept = [row for row in rows if _epoch_of(row) < epochs]
-        _keep_lines(path, [",".join(COLUMNS).encode() + b"\n", *kept])
-        self.path = path
+        self.lines = _Lines(path, [",".join(COLUMNS).encode() + b"\n", *kept])
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append the row of an epoch."""
+        """Append the row of an epoch.
+
+        Raises:
+            OSError: it could not be written yet; it is not lost.
+        """
         text = io.StringIO()
         csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text.getvalue())
+        self.lines.append(text.getvalue())
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            OSError: there was no room for its last lines.
+        """
+        self.lines.close()
 
 
 def _epoch_of(row: bytes) -> float:

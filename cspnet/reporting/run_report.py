@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class BadImageLog:
             printable = path.encode("utf-8", "replace").decode()  # a file name may be any bytes
             self.console.warn_own(f"{printable}: cannot be read: {reason}; {consequence}")
             if self.path and self.path.parent.is_dir():  # on another machine the run's folder may not exist
-                with self.path.open("a", encoding="utf-8") as file:
+                # A full disk: the line above has told it.
+                with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"path": path, "reason": reason, "consequence": consequence}) + "\n")
 
 
@@ -63,23 +65,50 @@ class RunReport:
         tensorboard: bool,
     ) -> None:
         self.console = console
+        self._failing: set[str] = set()
         self.metrics = MetricsFile(folder / "metrics.jsonl", step, is_ended) if folder else None
         self.summary = SummaryFile(folder / "summary.csv", epochs) if folder else None
         self.tensorboard = TensorBoardFile(folder / "tensorboard", step, recipe) if folder and tensorboard else None
 
     def write(self, record: dict[str, Any]) -> None:
         """A record, into every file."""
-        for sink in (self.metrics, self.tensorboard):
-            if sink:
-                sink.write(record)
+        if self.metrics:
+            self._try("metrics.jsonl", self.metrics.write, record)
+        if self.tensorboard:
+            try:
+                self.tensorboard.write(record)
+            except Exception as error:  # its thread has ended, and what it raised then comes out here
+                self.console.warn(f"tensorboard: no more is written to it in this run: {_reason(error)}")
+                self.tensorboard = None
 
     def write_epoch(self, row: dict[str, Any]) -> None:
         """A row of summary.csv."""
         if self.summary:
-            self.summary.write(row)
+            self._try("summary.csv", self.summary.write, row)
+
+    def _try(self, name: str, write: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> None:
+        """Write to a file; that it does not work is told once until it works again, and is no reason to stop."""
+        try:
+            write(values)
+        except OSError as error:
+            if name not in self._failing:
+                self.console.warn(f"{name}: cannot be written: {_reason(error)}; what it lacks waits in memory")
+            self._failing.add(name)
+        else:
+            self._failing.discard(name)
 
     def close(self) -> None:
         """Close every file."""
-        for sink in (self.metrics, self.tensorboard):
-            if sink:
-                sink.close()
+        for name, sink in (("metrics.jsonl", self.metrics), ("summary.csv", self.summary)):
+            try:
+                if sink:
+                    sink.close()
+            except OSError as error:
+                self.console.warn(f"{name}: its last lines could not be written: {_reason(error)}")
+        if self.tensorboard:
+            with contextlib.suppress(Exception):  # of its thread; the run is over
+                self.tensorboard.close()
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

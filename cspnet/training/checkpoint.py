@@ -1,6 +1,6 @@
 """Checkpoints: complete or absent, checked on the way in, the newest good one found by itself.
 
-checkpoints/step-00005004.pt     the last few; each with its .sha256 beside it
+checkpoints/step-00005004.pt     the last few and the best few; each with its .sha256 beside it
 checkpoints/last.pt, best.pt     links to the newest and to the best one (or copies, where links cannot be made)
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,23 @@ _PARTS = (
 _STEP_NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
-def save_checkpoint(folder: Path, content: dict[str, Any], *, step: int, is_best: bool, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path,
+    content: dict[str, Any],
+    *,
+    step: int,
+    is_best: bool,
+    keep: int | None,
+    protected: Collection[int] = (),
+) -> Path:
     """Write a checkpoint, point last.pt (and best.pt) at it, and remove the oldest beyond `keep`.
 
-    Nothing older is removed before the new one is safely on the disk.
+    Nothing older is removed before the new one is safely on the disk. Files of later steps are left alone: a run that
+    goes on from an earlier step does so because they cannot be read.
 
+    Args:
+        keep: how many of the newest stay; None keeps all.
+        protected: steps whose files stay as well.
     Raises:
         RunFolderError: the disk is full or cannot be written; the older checkpoints are still there.
     """
@@ -48,14 +60,15 @@ def save_checkpoint(folder: Path, content: dict[str, Any], *, step: int, is_best
         _write_checksums(path, {digest})
         for name in ("last.pt", "best.pt") if is_best else ("last.pt",):
             _publish(path, folder / name, digest)
-        for _, old in _list_steps(folder)[keep:]:
-            old.unlink(missing_ok=True)
-            checksum_file(old).unlink(missing_ok=True)
+        done = [(number, file) for number, file in _list_steps(folder) if number <= step]
+        for number, file in done[keep:] if keep is not None else ():
+            if number not in protected:
+                file.unlink(missing_ok=True)
+                checksum_file(file).unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError when the disk is full
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise RunFolderError(
-            f"{path}: cannot write the checkpoint: {reason}; the earlier ones are untouched: "
-            "make room and continue with --resume auto"
+            f"{path}: cannot write the checkpoint: {reason}; the earlier ones are untouched"
         ) from error
     return path
 

@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from cspnet.data.loader import Batch, TrainLoader
 from cspnet.data.mixing import Normalizer, mix_batch, soft_targets
 from cspnet.data.policies import Eraser
 from cspnet.data.sampler import BatchPlan
-from cspnet.errors import DataError, TrainingError
+from cspnet.errors import DataError, TrainingError, UserError
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.optim.schedule import count_warmup_steps
 from cspnet.recipe.schema import Recipe
@@ -37,7 +36,7 @@ from cspnet.runtime.distributed import World, broadcast_buffers, gather_objects,
 from cspnet.runtime.random import generator_at
 from cspnet.runtime.signals import Stopped, StopRequest
 from cspnet.training.adversarial import perturb
-from cspnet.training.checkpoint import save_checkpoint
+from cspnet.training.saving import Saver
 from cspnet.training.state import TrainState
 from cspnet.training.step import train_step
 
@@ -66,8 +65,8 @@ class Run:
     amp_dtype: torch.dtype
     report: RunReport
     bad_images: BadImageLog
-    checkpoints: Path | None
-    """None saves nothing (a dry run)."""
+    saver: Saver | None
+    """None saves nothing (a dry run); the first process's is the one that writes."""
     stop: StopRequest
     checkpoint_header: dict[str, Any]
     """What a checkpoint holds besides the state: recipe, geometry, class names, versions."""
@@ -105,6 +104,7 @@ def fit(run: Run) -> None:
     Raises:
         Stopped: `run.stop` was made; there is a checkpoint of the last step, from which the run goes on as if it had
             not been stopped.
+        RunFolderError: checkpoints cannot be written any more, or the last one could not.
     """
     progress = run.state.progress
     if progress.is_over(run.total_steps):
@@ -115,10 +115,15 @@ def fit(run: Run) -> None:
             if not progress.epoch_is_trained:
                 _train_epoch(run, batches)
             _end_epoch(run)
+        _finish_saving(run)
     except Stopped as stopped:
         _save(run, is_best=False)
-        saved = "saved: go on with --resume auto" if run.checkpoints else "nothing was to be saved"
+        _finish_saving(run)
+        saved = "saved: go on with --resume auto" if run.saver else "nothing was to be saved"
         raise Stopped(f"{stopped} behind step {progress.step:,}; {saved}") from None
+    finally:
+        if run.saver:
+            run.saver.wait()
 
 
 def _stop_if_asked(run: Run) -> None:
@@ -263,6 +268,8 @@ def _end_epoch(run: Run) -> None:
         "train/epoch_acc1": 100 * correct1 / count,
     }
     result: EvalResult | None = None
+    if run.saver:
+        run.saver.wait()  # a validation forks its reading processes
     if run.validate and (is_last or (progress.epoch + 1) % cfg.eval.every_epochs == 0):
         broadcast_buffers(run.world, run.state.model)
         result = run.validate(run.state.model, lambda: _stop_if_asked(run))
@@ -278,9 +285,7 @@ def _end_epoch(run: Run) -> None:
             text += f"  moving average:{result}"
         run.report.console.say(text)
     # With a moving average, that is what one takes home, so it decides which epoch is best.
-    is_best = result is not None and (progress.best_acc1 is None or result.acc1 > progress.best_acc1)
-    if is_best and result is not None:
-        progress.best_acc1, progress.best_epoch = result.acc1, progress.epoch
+    is_best = result is not None and progress.rank(result.acc1, cfg.checkpoint.keep_best)
     record["data/bad_images"] = sum(gather_objects(run.world, len(run.bad_images.seen)))
     run.report.write(record)
     run.report.write_epoch(
@@ -301,13 +306,30 @@ def _end_epoch(run: Run) -> None:
 
 
 def _save(run: Run, *, is_best: bool) -> None:
-    """A checkpoint, written by the first process with what the others have for themselves."""
-    ranks = gather_objects(run.world, run.state.rank_to_dict())
+    """A checkpoint, written by the first process with what the others have for themselves, while the run goes on."""
+    failure = run.saver.find_failure() if run.saver and run.world.is_main else None
+    shares = gather_objects(run.world, (run.state.rank_to_dict(), failure))
+    _raise_for_all(shares[0][1])
+    ranks = [share for share, _ in shares]
     _check_finite(run, [share[name][0] for share in ranks for name in ("window", "epoch_sums")])
-    if run.checkpoints is None or not run.world.is_main:
+    if run.saver is None or not run.world.is_main:
         return
+    progress = run.state.progress
     content = {**run.checkpoint_header, **run.state.to_dict(), "ranks": ranks}
-    content["epoch"] = run.state.progress.epoch
-    save_checkpoint(
-        run.checkpoints, content, step=run.state.progress.step, is_best=is_best, keep=run.recipe.checkpoint.keep
-    )
+    content["epoch"] = progress.epoch
+    run.saver.save(content, step=progress.step, is_best=is_best, protected=progress.ranking)
+
+
+def _finish_saving(run: Run) -> None:
+    """Wait until the last checkpoint is written; if it could not be, the run ends with that."""
+    if run.saver is not None:
+        failure = run.saver.find_failure(is_last=True) if run.world.is_main else None
+        _raise_for_all(gather_objects(run.world, failure)[0])
+
+
+def _raise_for_all(failure: Exception | None) -> None:
+    """Raise the first process's failure on all of them."""
+    if isinstance(failure, UserError):
+        failure.shared = True
+    if failure is not None:
+        raise failure

@@ -26,8 +26,25 @@ class Progress:
     best_acc1: float | None = None
     """Best validated accuracy in percent; None before the first validation."""
     best_epoch: int | None = None
+    ranking: dict[int, float] = field(default_factory=dict)
+    """{step: accuracy} of the best validated steps, the best first; their checkpoints stay."""
     epoch_is_trained: bool = False
     """Behind the last step of an epoch, or of the run, and before its validation and record are done."""
+
+    def rank(self, acc1: float, most: int) -> bool:
+        """Take note of a validation behind the current step; whether it is the best yet.
+
+        Args:
+            acc1: accuracy in percent.
+            most: how many are remembered.
+        """
+        is_best = self.best_acc1 is None or acc1 > self.best_acc1
+        if is_best:
+            self.best_acc1, self.best_epoch = acc1, self.epoch
+        scores = {**self.ranking, self.step: acc1}
+        best = sorted(scores, key=lambda step: (-scores[step], step))[:most]  # of equals, the earlier one
+        self.ranking = {step: scores[step] for step in best}
+        return is_best
 
     def is_over(self, total_steps: int) -> bool:
         """Whether a run of so many steps has nothing left to do."""

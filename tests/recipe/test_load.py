@@ -124,6 +124,8 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "log.tensorboard": ("false", False),
     "checkpoint.every_steps": ("0", 0),
     "checkpoint.keep": ("9", 9),
+    "checkpoint.keep_best": ("4", 4),
+    "checkpoint.max_failures": ("7", 7),
 }
 
 # What a setting makes sense with; it comes from a layer below.

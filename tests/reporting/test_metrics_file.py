@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,36 @@ def test_a_record_can_be_read_as_soon_as_it_is_written(tmp_path: Path) -> None:
     file.write(record)
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == record
     file.close()
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """Sets the size, in bytes, beyond which no file of this process may grow; below 0: none."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size if size >= 0 else before[0], before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_lines_without_room_wait_and_come_in_their_order(tmp_path: Path, limit_files: Callable[[int], None]) -> None:
+    """The limit lies in the middle of a line: the system writes a part of it before it refuses the rest."""
+    metrics, summary = MetricsFile(tmp_path / "metrics.jsonl", -1), SummaryFile(tmp_path / "summary.csv", 0)
+    metrics.write({"step": 1})
+    summary.write(row(0))
+    before = [(tmp_path / name).read_bytes() for name in ("metrics.jsonl", "summary.csv")]
+    limit_files(max(map(len, before)) + 5)
+    for step in (2, 3):
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            metrics.write({"step": step, "note": "x" * 100})
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            summary.write(row(step - 1, eval_loss="x" * 100))
+        assert [(tmp_path / name).read_bytes() for name in ("metrics.jsonl", "summary.csv")] == before
+    limit_files(-1)
+    metrics.write({"step": 4})
+    summary.close()
+    assert read_steps(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]
+    assert [entry["epoch"] for entry in read_rows(tmp_path / "summary.csv")] == ["0", "1", "2"]
+    metrics.close()
 
 
 RESUMED = {-1: [], 0: [], 2: [2], 3: [2], 4: [2, 4], 6: [2, 4, 6], 100: [2, 4, 6]}

@@ -84,6 +84,32 @@ def test_the_newest_stay_and_the_best_survives(tmp_path: Path, keep: int) -> Non
     assert checksums == list_names(tmp_path)
 
 
+def test_all_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        save_checkpoint(tmp_path, make_content(step), step=step, is_best=False, keep=None)
+    assert list_names(tmp_path) == {f"step-{step:08d}.pt" for step in range(1, 7)} | {"last.pt"}
+
+
+def test_protected_ones_stay_beside_the_newest(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        save_checkpoint(tmp_path, make_content(step), step=step, is_best=False, keep=1, protected={2, 4})
+    assert list_names(tmp_path) == {f"step-{step:08d}.pt" for step in (2, 4, 6)} | {"last.pt"}
+
+
+def test_damaged_later_ones_do_not_push_out_what_a_run_saves_that_went_on_before_them(tmp_path: Path) -> None:
+    for step in (3, 6, 9):
+        save(tmp_path, step)
+    for step in (6, 9):
+        cut(tmp_path / f"step-{step:08d}.pt")
+    (tmp_path / "last.pt").unlink()
+    for step in (4, 5):
+        save(tmp_path, step, keep=1)
+        warnings: list[str] = []
+        assert find_step(tmp_path, warnings.append) == step
+        assert len(warnings) == 2
+    assert not (tmp_path / "step-00000004.pt").exists()
+
+
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000):
         save(tmp_path, step)
