@@ -39,6 +39,7 @@ class UserError(Exception):
     """
 
     shared = False
+    exit_code = EXIT_USER
 
 
 @contextlib.contextmanager
@@ -76,7 +77,9 @@ class WorkerError(UserError):
 
 
 class TrainingError(UserError):
-    """A run that cannot sensibly go on with its settings."""
+    """A run that cannot sensibly go on: not a wrong setting, but a failure."""
+
+    exit_code = EXIT_BUG
 
 
 class RunFolderError(UserError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 import cspnet
 from cspnet.cli import build
+from cspnet.cli.resume import restore
+from cspnet.cli.run_folder import Start
 from cspnet.data.loader import TrainLoader
 from cspnet.data.policies import Eraser
 from cspnet.optim.losses import build_loss
@@ -20,10 +23,10 @@ from cspnet.recipe.load import recipe_to_values, recipe_to_yaml
 from cspnet.recipe.schema import CheckpointRecipe, Recipe
 from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog, RunReport
-from cspnet.runtime.distributed import World
+from cspnet.runtime.distributed import World, on_main
 from cspnet.runtime.signals import StopRequest
-from cspnet.training.checkpoint import FORMAT
-from cspnet.training.loop import Run
+from cspnet.training.checkpoint import FORMAT, find_checkpoint, read_checkpoint
+from cspnet.training.run import Run
 from cspnet.training.saving import Saver
 from cspnet.training.state import TrainState
 
@@ -103,20 +106,44 @@ def build_run(
         world=world,
         device=device,
         amp_dtype=place.amp_dtype,
-        report=RunReport(
-            place.console,
-            folder if world.is_main else None,
-            step=state.progress.step if resumed else -1,
-            is_ended=not state.progress.epoch_is_trained,
-            epochs=state.progress.epoch,
-            recipe=recipe_to_yaml(recipe),
-            tensorboard=recipe.log.tensorboard,
-        ),
+        report=_open_report(recipe, state, place, folder, resumed=resumed),
         bad_images=bad_images,
+        folder=folder,
+        roll_back=functools.partial(_roll_back, place=place),
         saver=_build_saver(folder / "checkpoints", recipe.checkpoint, place.console) if folder else None,
         stop=stop,
         checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
     )
+
+
+def _open_report(recipe: Recipe, state: TrainState, place: Place, folder: Path | None, *, resumed: bool) -> RunReport:
+    """The files of a run that goes on behind the state's step."""
+    return RunReport(
+        place.console,
+        folder if place.world.is_main else None,
+        step=state.progress.step if resumed else -1,
+        is_ended=not state.progress.epoch_is_trained,
+        epochs=state.progress.epoch,
+        recipe=recipe_to_yaml(recipe),
+        tensorboard=recipe.log.tensorboard,
+    )
+
+
+def _roll_back(run: Run, place: Place) -> Path | None:
+    """See `Run.roll_back`."""
+
+    def find() -> Path | None:
+        if run.folder is None:
+            return None
+        found = find_checkpoint(run.folder / "checkpoints", place.console.warn, behind_good_step=True)
+        return found[0] if found else None
+
+    file = on_main(place.world, find)
+    if file is not None:
+        restore(run.state, read_checkpoint(file), place.world, Start(run.folder, file), place.console)
+        run.report.close()
+        run.report = _open_report(run.recipe, run.state, place, run.folder, resumed=True)
+    return file
 
 
 def _build_saver(folder: Path, cfg: CheckpointRecipe, console: Console) -> Saver:

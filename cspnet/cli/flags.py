@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from cspnet.errors import EXIT_BUG, EXIT_STOPPED, EXIT_USER, UserError
+from cspnet.errors import EXIT_BUG, EXIT_STOPPED, UserError
 from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
 from cspnet.runtime.signals import Stopped
@@ -137,7 +137,7 @@ def read_overrides(namespace: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] = os.environ) -> int:
-    """Run a door: a UserError becomes one line and exit code 2; a bug keeps its traceback and gives exit code 1.
+    """Run a door: a UserError becomes one line and its exit code; a bug keeps its traceback and gives exit code 1.
 
     An error that all processes of a run share is printed by the first one only.
     """
@@ -148,7 +148,7 @@ def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] 
         if rank == "0" or not error.shared:
             place = "" if rank == "0" else f"[rank {rank}] "
             print(f"{place}{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USER
+        return error.exit_code
     except Stopped as stopped:
         if environment.get("RANK", "0") == "0":
             print(f"{name}: {stopped}", file=sys.stderr)

@@ -27,7 +27,8 @@ from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
 from cspnet.runtime.signals import StopRequest
 from cspnet.training.checkpoint import read_checkpoint
-from cspnet.training.loop import Run, fit
+from cspnet.training.loop import fit
+from cspnet.training.run import Run
 from cspnet.training.state import TrainState
 from cspnet.weights import load_weights
 

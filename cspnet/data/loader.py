@@ -209,7 +209,7 @@ def _start_batches(
 class TrainLoader:
     """The training batches of one process, on the device as `cspnet.data.feed` puts them there."""
 
-    pictures: Pictures
+    pictures: TrainPictures
     plan: BatchPlan
     rank: int
     workers: int

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cspnet.recipe.schema import OptimRecipe
 
-__all__ = ["build_optimizer", "peak_lr"]
+__all__ = ["build_optimizer", "peak_lr", "step_unless"]
 
 
 _EPS = {"rmsprop_tf": 1e-3, "adamw": 1e-8, "lamb": 1e-6}  # TensorFlow's EfficientNet, torch, timm
@@ -43,7 +43,12 @@ def build_optimizer(model: nn.Module, cfg: OptimRecipe) -> torch.optim.Optimizer
     params = [p for group in groups for p in group["params"]]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
     if cfg.name == "sgd":
-        return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=fused)
+        sgd = torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=fused)
+        if cfg.momentum:
+            # torch makes them at the first step, without a value; were that one skipped, they would never get one.
+            for param in params:
+                sgd.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        return sgd
     eps = _EPS[cfg.name] if cfg.eps is None else cfg.eps
     if cfg.name == "adamw":
         return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=eps, fused=fused)
@@ -54,3 +59,20 @@ def build_optimizer(model: nn.Module, cfg: OptimRecipe) -> torch.optim.Optimizer
     if cfg.name == "rmsprop_tf":
         return RMSpropTF(groups, lr=cfg.lr, alpha=cfg.alpha, momentum=cfg.momentum, eps=eps)
     return Lamb(groups, lr=cfg.lr, betas=cfg.betas, eps=eps)
+
+
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """One update, unless `skip` (a bool on the parameters' device) is set: weights and state are then untouched.
+
+    torch's fused optimizers (SGD, AdamW) are told by the tensor, as its GradScaler tells them, and nothing waits for a
+    GPU. The others have to be asked for: there the host waits.
+    """
+    if not optimizer.defaults.get("fused"):
+        if not skip:
+            optimizer.step()
+        return
+    optimizer.grad_scale, optimizer.found_inf = None, skip.float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]

@@ -326,6 +326,9 @@ class TrainRecipe:
     """Keep less for the backward pass and compute it again: slower, and larger batches fit."""
     sync_bn: bool = False
     """BatchNorm statistics over all processes (GPU only)."""
+    max_skipped: PositiveCount = 10
+    """A step whose loss or gradient is not finite changes nothing. After so many in a row the run goes back to its last
+    good checkpoint, once; after as many again it ends."""
     seed: Count = 42
     """Seed of everything that is drawn."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,12 @@ class MetricsFile:
         Raises:
             OSError: it could not be written yet; it is not lost.
         """
-        self.lines.append(json.dumps(record) + "\n")
+        # JSON has no word for what is not finite, such as the loss of a network that is broken.
+        values = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        self.lines.append(json.dumps(values) + "\n")
 
     def close(self) -> None:
         """Close the file.

@@ -125,13 +125,13 @@ def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def on_any_rank(world: World, flag: bool) -> bool:
-    """Whether the flag is set on any process; all of them ask at the same time. Nothing waits for a GPU."""
+def on_any_rank(world: World, *flags: bool) -> list[bool]:
+    """Whether each flag is set on any process; all of them ask at the same time. Nothing waits for a GPU."""
     if world.size == 1:
-        return flag
-    flags = torch.tensor(flag, dtype=torch.int32)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+        return list(flags)
+    values = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return [bool(value) for value in values.tolist()]
 
 
 def broadcast_buffers(world: World, module: torch.nn.Module) -> None:

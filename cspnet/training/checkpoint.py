@@ -135,9 +135,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+def find_checkpoint(
+    folder: Path, warn: Callable[[str], None], *, behind_good_step: bool = False
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest good checkpoint of a run, or None if it has saved none yet; damaged ones are named and passed over.
 
+    Args:
+        warn: told of each that is damaged.
+        behind_good_step: pass over those that were saved while steps were skipped.
     Raises:
         CheckpointError: there are checkpoints, but none is good.
     """
@@ -145,9 +150,11 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Path, di
     candidates += [path for name in ("last.pt", "best.pt") if (path := folder / name).exists()]
     for path in candidates:
         try:
-            return path, read_checkpoint(path)
+            content = read_checkpoint(path)
+            if not (behind_good_step and content["progress"].get("skipped_in_a_row")):
+                return path, content
         except CheckpointError as error:
             warn(f"{error}; trying the one before")
-    if candidates:
+    if candidates and not behind_good_step:
         raise CheckpointError(f"{folder}: none of its {len(candidates)} checkpoints can be read; nothing was changed")
     return None

@@ -84,18 +84,27 @@ class Saver:
         self._failures = 0
         """In a row."""
 
-    def save(self, content: dict[str, Any], *, step: int, is_best: bool, protected: Collection[int] = ()) -> None:
-        """Begin to write a checkpoint, once the one before is written. See `save_checkpoint`."""
+    def save(
+        self,
+        content: dict[str, Any],
+        *,
+        step: int,
+        is_best: bool,
+        protected: Collection[int] = (),
+        prunes: bool = True,
+    ) -> None:
+        """Begin to write a checkpoint, once the one before is written. See `save_checkpoint`; without `prunes`, none
+        is removed for it."""
         self.wait()
         taken = self._copies.take(content)
-        self._thread = threading.Thread(
-            target=self._write, args=(taken, step, is_best, tuple(protected)), name="saver", daemon=False
-        )
+        keep = self.keep if prunes else None
+        how = {"step": step, "is_best": is_best, "keep": keep, "protected": tuple(protected)}
+        self._thread = threading.Thread(target=self._write, args=(taken, how), name="saver", daemon=False)
         self._thread.start()
 
-    def _write(self, content: dict[str, Any], step: int, is_best: bool, protected: Collection[int]) -> None:
+    def _write(self, content: dict[str, Any], how: dict[str, Any]) -> None:
         try:
-            save_checkpoint(self.folder, content, step=step, is_best=is_best, keep=self.keep, protected=protected)
+            save_checkpoint(self.folder, content, **how)
         except RunFolderError as error:
             self._failures += 1
             self._error = error

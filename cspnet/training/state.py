@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cspnet.optim.ema import Ema
 
-__all__ = ["Progress", "Sums", "TrainState"]
+__all__ = ["KeptBuffers", "Progress", "Sums", "TrainState"]
 
 
 @dataclass
@@ -30,6 +30,11 @@ class Progress:
     """{step: accuracy} of the best validated steps, the best first; their checkpoints stay."""
     epoch_is_trained: bool = False
     """Behind the last step of an epoch, or of the run, and before its validation and record are done."""
+
+    skipped: int = 0
+    """Steps whose loss or gradient was not finite, and which changed nothing."""
+    skipped_in_a_row: int = 0
+    """The latest of them."""
 
     def rank(self, acc1: float, most: int) -> bool:
         """Take note of a validation behind the current step; whether it is the best yet.
@@ -66,6 +71,34 @@ class Sums:
         self.values.zero_()
 
 
+class KeptBuffers:
+    """A module's buffers, such as BatchNorm's running statistics, which a step changes before it is known to be good.
+
+    All of a kind are copied as one piece: a few kernels a step, however many layers there are.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for buffer in module.buffers():
+            kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        self._groups = list(kinds.values())
+        self._kept = [torch.cat([buffer.flatten() for buffer in group]) for group in self._groups]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Take note of them as they are."""
+        for group, kept in zip(self._groups, self._kept, strict=True):
+            torch.cat([buffer.flatten() for buffer in group], out=kept)
+
+    @torch.no_grad()
+    def put_back_if(self, condition: Tensor) -> None:
+        """As they were noted, if a bool on their device is set; nothing waits for it."""
+        for group, kept in zip(self._groups, self._kept, strict=True):
+            now = torch.cat([buffer.flatten() for buffer in group])
+            pieces = torch.where(condition, kept, now).split([buffer.numel() for buffer in group])
+            torch._foreach_copy_(group, [piece.view_as(buffer) for piece, buffer in zip(pieces, group, strict=True)])
+
+
 @dataclass
 class TrainState:
     """The state of a run. Always the raw model: data parallelism and compilation are views of it."""
@@ -79,6 +112,17 @@ class TrainState:
     epoch_sums: Sums
     """Since the start of the epoch."""
     progress: Progress = field(default_factory=Progress)
+    buffers: KeptBuffers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.buffers = KeptBuffers(self.model)
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether all weights and buffers are, the moving average's too: a broken network is not worth saving."""
+        values = [*self.model.state_dict().values(), *(self.ema.module.state_dict().values() if self.ema else ())]
+        norm = nn.utils.get_total_norm([value for value in values if value.is_floating_point()])
+        return bool(norm.isfinite())  # host sync
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and built-in types only. The sums and the random state are this process's own."""

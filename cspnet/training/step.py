@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 from cspnet.errors import ModelError
 from cspnet.evaluation.metrics import count_correct
 from cspnet.optim.losses import soft_cross_entropy
+from cspnet.optim.optimizers import step_unless
 from cspnet.training.state import TrainState
 
-__all__ = ["train_step"]
+__all__ = ["StepResult", "train_step"]
 
 
 def _forward(network: nn.Module, images: Tensor) -> Tensor:
@@ -27,6 +30,18 @@ def _forward(network: nn.Module, images: Tensor) -> Tensor:
         ) from error
 
 
+class StepResult(NamedTuple):
+    """What came of a step, on the device."""
+
+    totals: Tensor
+    """(4,): loss * n, hits at 1 and at 5 of the likeliest target, n; all 0 if the step was skipped."""
+    is_skipped: Tensor
+    """() bool: the gradient, with which a loss goes that is not finite, was not: nothing was changed by this step. The
+    same on all processes."""
+    has_bad_loss: Tensor
+    """() bool: a loss of this process was not finite."""
+
+
 def train_step(
     state: TrainState,
     network: nn.Module,
@@ -37,8 +52,11 @@ def train_step(
     amp_dtype: torch.dtype,
     clip_norm: float | None,
     loss_fn: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy,
-) -> Tensor:
+) -> StepResult:
     """Accumulate gradients over the micro-batches and update the weights once; no host sync.
+
+    If the gradient is not finite, weights, buffers and the optimizer's state stay as they are; the moving average takes
+    in the unchanged weights.
 
     Args:
         state: changed in place; its progress is not.
@@ -48,12 +66,12 @@ def train_step(
         amp_dtype: of autocast; float32 means none.
         clip_norm: largest gradient norm, or None.
         loss_fn: logits (N, K) and targets (N, K) -> the mean loss.
-    Returns:
-        (4,) on the device: loss * n, hits at 1 and at 5 of the likeliest target, n.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = lr
+    state.buffers.keep()
     totals = torch.zeros_like(state.window.values)
+    is_good = torch.ones((), dtype=torch.bool, device=totals.device)
     for i, (images, targets) in enumerate(micro_batches):
         # Processes exchange gradients once a step, with the last micro-batch.
         quiet = isinstance(network, nn.parallel.DistributedDataParallel) and i < accumulate - 1
@@ -65,16 +83,32 @@ def train_step(
                     f"{type(state.model).__name__} returns a {type(logits).__name__} in training, not logits"
                 )
             loss = loss_fn(logits, targets)
-            state.scaler.scale(loss / accumulate).backward()
+            is_finite = loss.detach().isfinite()
+            is_good &= is_finite
+            # 1 or nan: a loss that is not finite makes the whole gradient so, which all processes get to see.
+            state.scaler.scale(loss * torch.where(is_finite, 1.0, math.nan) / accumulate).backward()
         n = len(images)
         hits = count_correct(logits.detach(), targets.argmax(1))
         totals += torch.stack([loss.detach() * n, hits[0], hits[1], torch.full_like(loss, n)]).to(totals.dtype)
-    if clip_norm is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
+    is_skipped = _update(state, clip_norm)
     if state.ema is not None:
         state.ema.update(state.model, state.progress.step)
-    return totals
+    return StepResult(totals.masked_fill_(is_skipped, 0), is_skipped, ~is_good)
+
+
+def _update(state: TrainState, clip_norm: float | None) -> Tensor:
+    """Clip the gradients and take the step, unless they are not finite; whether it was skipped, () bool."""
+    params = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    is_skipped = ~norm.isfinite()
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(params, clip_norm, norm)
+    if state.scaler.is_enabled():
+        state.scaler.step(state.optimizer)  # skips by its own finding, which is the same
+        state.scaler.update()
+    else:
+        step_unless(state.optimizer, is_skipped)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.buffers.put_back_if(is_skipped)
+    return is_skipped

@@ -110,6 +110,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "train.batch_size": ("16", 16),
     "train.accumulate": ("4", 4),
     "train.global_batch": ("256", 256),
+    "train.max_skipped": ("4", 4),
     "train.epochs": ("3", 3),
     "train.steps": ("500", 500),
     "train.device": ("cpu", "cpu"),
