@@ -58,7 +58,7 @@ def find_split(root: str, split: str, name: str, data_format: str, *, by_flags: 
     found = next((path for path in candidates if path.exists() or (holds_shards(path) and list_shards(path))), None)
     if found is not None:
         if name == "auto" and holds_shards(found):
-            _check_names(found, split)
+            _check_names(found, split, by_flags)
         return found
     names = " or ".join(str(path.relative_to(folder) if name == "auto" else name) for path in candidates)
     inside = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
@@ -82,15 +82,15 @@ def _candidates(folder: Path, split: str, data_format: str) -> list[Path]:
     }[data_format]
 
 
-def _check_names(shards: Path, split: str) -> None:
+def _check_names(shards: Path, split: str, by_flags: bool) -> None:
     """Shards that were found by their names must not be another split's as well: val is in interval-train-0.tar too."""
     for other in {"train", "val"} - {split}:
         both = [file.name for file in list_shards(shards) if other in file.name and shards.name != "*.tar"]
         if both:
-            raise DataError(
-                f"{shards.parent}: {both[0]} has both train and val in its name; say which shards are the split's with "
-                f"--{split}-split PATTERN, such as '{split}-*.tar'"
-            )
+            advice = f"say which shards are the split's with --{split}-split PATTERN, such as '{split}-*.tar'"
+            if not by_flags:
+                advice = f"put the shards of each split into a folder of its own: {shards.parent / split}"
+            raise DataError(f"{shards.parent}: {both[0]} has both train and val in its name; {advice}")
 
 
 def _or_shards(path: Path, data_format: str) -> Path:

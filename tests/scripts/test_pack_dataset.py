@@ -314,6 +314,10 @@ WRONG = {
     "another place": (["TREE", "OUT", "--splits", "../train"], "--splits ../train: is not the name of a folder"),
     "among the pictures": (["TREE", "TREE/train/class_0", "--splits", "train"], "lies among the pictures of"),
     "a file": (["TREE", "FILE/OUT"], "cannot be made"),
+    "shards of both": (
+        ["SHARDS", "OUT"],
+        "has both train and val in its name; put the shards of each split into a folder",
+    ),
 }
 
 
@@ -322,6 +326,9 @@ def test_wrong_things_end_in_one_line(picture_tree: Path, tmp_path: Path, run_sc
     flags, words = WRONG[case]
     (tmp_path / "file").write_text("mine")
     places = {"TREE": picture_tree, "OUT": tmp_path / "out", "FILE/OUT": tmp_path / "file" / "out"}
+    places["SHARDS"] = tmp_path / "shards"
+    places["SHARDS"].mkdir()
+    (places["SHARDS"] / "retrieval-train-0.tar").touch()
     places["TREE/train/class_0"] = picture_tree / "train" / "class_0"
     done = run_script("scripts/pack_dataset.py", *(places.get(flag, flag) for flag in flags))
     assert done.returncode == 2
