@@ -5,7 +5,8 @@
     python3 scripts/benchmark_augment.py DIR --size 256 --repeats 9
     python3 scripts/benchmark_augment.py DIR --step-model cspresnet50   # mixing as a share of a training step too
 
-The ways to make a picture take turns, so that a busy machine slows all of them alike; what counts are the ratios.
+Flips are not measured: the device makes them. The ways to make a picture take turns, so that a busy machine slows all
+of them alike; what counts are the ratios.
 """
 
 from __future__ import annotations

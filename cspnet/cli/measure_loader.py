@@ -18,6 +18,7 @@ from torch import Tensor
 from cspnet.data.decode import open_picture, resize
 from cspnet.data.jpeg import decode_jpeg, read_jpeg_header
 from cspnet.data.loader import Reader, TrainLoader, TrainPictures
+from cspnet.data.mixing import mirror
 from cspnet.data.sampler import BatchAddress, BatchPlan
 from cspnet.data.samples import SampleIndex
 from cspnet.data.transforms import EvalTransform, build_train_transform, random_resized_box
@@ -85,8 +86,10 @@ def ours(index: SampleIndex, size_px: int, decoder: Decoder = "fast", shrink: bo
 
     def run(repeat: int) -> None:
         for samples in chunks(len(index)):
-            if bad := pictures[BatchAddress(repeat, samples, samples)].bad:
+            batch = pictures[BatchAddress(repeat, samples, samples)]
+            if bad := batch.bad:
                 raise DataError(f"{bad[0].path}: cannot be read: {bad[0].reason}; measure on whole pictures")
+            mirror(batch.images, batch.flipped)  # as all others do that are measured beside
 
     return run
 
@@ -126,7 +129,7 @@ def measure_passes(passes: Mapping[str, Pass], repeats: int, threaded: Collectio
 
 
 def show_in_parts(pictures: TrainPictures, address: BatchAddress, taken_ns: Counter[str]) -> np.ndarray:
-    """The pictures of a batch as `TrainPictures` makes them, with the clock of the CPU read between the parts.
+    """The pictures of a batch as `TrainPictures` makes them, and mirrored, with the clock of the CPU read in between.
 
     What Pillow decodes it decodes while opening: that is counted as header.
     """
@@ -143,6 +146,7 @@ def show_in_parts(pictures: TrainPictures, address: BatchAddress, taken_ns: Coun
 
     side = pictures.transform.sizes.size_at(address.epoch)
     images = np.empty((len(address.samples), side, side, 3), dtype=np.uint8)
+    flipped = torch.empty(len(images), dtype=torch.bool)
     for i, (position, sample) in enumerate(zip(address.positions, address.samples, strict=True)):
         decode_before, resize_before = taken_ns["decode"], taken_ns["crop and resize"]
         started = clock()
@@ -155,12 +159,12 @@ def show_in_parts(pictures: TrainPictures, address: BatchAddress, taken_ns: Coun
         vars(picture)["crop_resize"] = timed(picture.crop_resize, "crop and resize")
         was_watched = clock()
         rng = generator_at(pictures.seed, "augment", address.epoch, int(position))
-        images[i] = pictures.transform(picture, rng, side)
+        images[i], flipped[i] = pictures.transform(picture, rng, side)
         taken_ns["draws, flip, copy"] += clock() - was_watched - (taken_ns["crop and resize"] - resize_before)
         taken_ns["crop and resize"] -= taken_ns["decode"] - decode_before  # which happens within it
         taken_ns["read"] += was_read - started
         taken_ns["header"] += was_opened - was_read
-    return images
+    return timed(mirror, "draws, flip, copy")(torch.from_numpy(images), flipped).numpy()
 
 
 def measure_parts(index: SampleIndex, size_px: int, repeats: int) -> dict[str, list[float]]:
@@ -189,12 +193,11 @@ def measure_errors(loose: SampleIndex, encoded: SampleIndex, size_px: int) -> di
         return eval_view(open_picture(encoded.read(i))), eval_view(whole[i])
 
     def training(i: int, shrink: bool) -> tuple[np.ndarray, np.ndarray]:
-        seen = train[shrink](open_picture(loose.read(i)), generator_at(0, "augment", 0, i), size_px)
+        seen, _ = train[shrink](open_picture(loose.read(i)), generator_at(0, "augment", 0, i), size_px)
         picture, rng = whole[i], generator_at(0, "augment", 0, i)
-        is_flipped = rng.random() < 0.5
+        rng.random()  # of the flip, which is drawn first and changes no grey level
         box = random_resized_box(rng, picture.width, picture.height, SCALE, ASPECT)
-        image = np.asarray(resize(picture.rgb().crop(box), (size_px, size_px), "bilinear"))
-        return seen, image[:, ::-1] if is_flipped else image
+        return seen, np.asarray(resize(picture.rgb().crop(box), (size_px, size_px), "bilinear"))
 
     pairs: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
         "validation, encoded anew": validation,
@@ -209,10 +212,10 @@ def measure_errors(loose: SampleIndex, encoded: SampleIndex, size_px: int) -> di
 
 
 def our_stream(index: SampleIndex, size_px: int, workers: int, device: torch.device) -> Start:
-    """Our whole loader: uint8 batches from processes, on the device."""
+    """Our whole loader: uint8 batches from processes, on the device, mirrored there."""
     plan = BatchPlan(len(index), batch_size_for(len(index)), 1, 1, 0)
     loader = TrainLoader(_create_pictures(index, size_px), plan, 0, workers, 2, device)
-    return lambda: (batch.images for batch in loader.start_at(0, 0))
+    return lambda: (mirror(batch.images, batch.flipped) for batch in loader.start_at(0, 0))
 
 
 class WholeLoader(NamedTuple):

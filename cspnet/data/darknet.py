@@ -33,6 +33,7 @@ class View:
     """Shift of the view, in output pixels."""
     dy: float
     flip: bool
+    """Whether to mirror it: the only part that is left to the device."""
     hue: float
     """Added to the hue, as a share of the circle."""
     saturation: float
@@ -77,7 +78,7 @@ def draw_view(
 
 
 def render_view(pixels: np.ndarray, view: View, size_px: int) -> np.ndarray:
-    """A picture as the view shows it.
+    """A picture as the view shows it, not mirrored: Darknet does that before the colours, which no pixel can tell.
 
     Bilinear between the four neighbours, without antialiasing; what lies outside the picture is black, also as a
     neighbour. Everything is computed in float32 and rounded once, at the end.
@@ -89,8 +90,7 @@ def render_view(pixels: np.ndarray, view: View, size_px: int) -> np.ndarray:
     """
     image = _distort(_sample(pixels, view, size_px), view)
     # By way of int32, because torch turns floats into bytes one by one.
-    result = image.clamp_(0, 255).add_(0.5).int().permute(1, 2, 0).to(torch.uint8)
-    return (result.flip(1) if view.flip else result).numpy()
+    return image.clamp_(0, 255).add_(0.5).int().permute(1, 2, 0).to(torch.uint8).numpy()
 
 
 def _source_map(view: View, width: int, height: int, size_px: int) -> np.ndarray:
@@ -167,7 +167,7 @@ class DarknetView:
     cfg: DarknetRecipe
     flip_prob: float
 
-    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> np.ndarray:
-        """A picture of any size -> (size_px, size_px, 3) uint8."""
+    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, bool]:
+        """A picture of any size -> (size_px, size_px, 3) uint8, and whether to mirror it."""
         view = draw_view(rng, picture.width, picture.height, size_px, self.cfg, self.flip_prob)
-        return render_view(np.asarray(picture.rgb()), view, size_px)
+        return render_view(np.asarray(picture.rgb()), view, size_px), view.flip

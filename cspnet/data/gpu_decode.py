@@ -1,7 +1,7 @@
 """Training pictures decoded on the GPU: data.decoder gpu. Not yet run on a GPU.
 
 A reading process reads the bytes and draws the area, as it does for the CPU; the GPU decodes whole batches of JPEGs
-(nvJPEG, by torchvision: this file is the door to it), cuts the areas out, resizes them in float, and mirrors them.
+(nvJPEG, by torchvision: this file is the door to it), cuts the areas out and resizes them in float.
 Whatever is not a plain JPEG is decoded in the process as always; a JPEG that the GPU refuses, damaged or of a kind it
 does not know, is decoded by the main process, and replaced if it is damaged. The pixels are not the CPU's: nvJPEG is
 another decoder, and there is no decoding at less than the full size (data.shrink).
@@ -45,12 +45,12 @@ class Area(NamedTuple):
     end: int
     """Of its bytes."""
     box: tuple[int, int, int, int]
-    flip: bool
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A training batch on the host, of which some rows are still JPEGs; `batch` has the others, and all targets."""
+    """A training batch on the host, of which some rows are still JPEGs; `batch` has the others, and all but the pixels
+    of these."""
 
     address: BatchAddress
     batch: Batch
@@ -60,8 +60,7 @@ class EncodedBatch:
 
     def pin_memory(self) -> EncodedBatch:
         """With its pixels in memory that a GPU can copy from by itself; torch's DataLoader calls this."""
-        images, targets, bad = self.batch
-        return replace(self, batch=Batch(images.pin_memory(), targets.pin_memory(), bad))
+        return replace(self, batch=self.batch.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -74,33 +73,35 @@ class EncodedPictures(Dataset[EncodedBatch]):
         reader = self.pictures.reader
         images = create_shared(self.pictures.shape_at(address), torch.uint8)
         targets = create_shared((len(address.samples),), torch.int64)
-        pixels, labels = images.numpy(), targets.numpy()
+        flipped = create_shared((len(address.samples),), torch.bool)
+        pixels, labels, flips = images.numpy(), targets.numpy(), flipped.numpy()
         bad: list[BadImage] = []
         areas: list[Area] = []
         files: list[bytes | memoryview] = []
         end = 0
         for i, (position, sample) in enumerate(zip(address.positions.tolist(), address.samples.tolist(), strict=True)):
             if jpeg := self._find_jpeg(sample, address.epoch, position):
-                file, box, flip = jpeg
+                file, box, flips[i] = jpeg
                 files.append(file)
-                areas.append(Area(i, end, end + len(file), box, flip))
+                areas.append(Area(i, end, end + len(file), box))
                 end += len(file)
                 labels[i] = reader.index.labels[sample]
                 continue
             found = self.pictures.show(sample, address.epoch, position, pixels[i], bad)
             if found is None:
-                nothing = Batch(images[:0].clone(), targets[:0].clone(), bad)
+                nothing = Batch(images[:0].clone(), targets[:0].clone(), flipped[:0].clone(), bad)
                 return EncodedBatch(address, nothing, torch.empty(0, dtype=torch.uint8), [])
-            labels[i] = reader.index.labels[found]
+            shown, flips[i] = found
+            labels[i] = reader.index.labels[shown]
         jpegs = create_shared((end,), torch.uint8)
         for area, file in zip(areas, files, strict=True):
             jpegs[area.start : area.end].numpy()[:] = np.frombuffer(file, dtype=np.uint8)
-        return EncodedBatch(address, Batch(images, targets, bad), jpegs, areas)
+        return EncodedBatch(address, Batch(images, targets, flipped, bad), jpegs, areas)
 
     def _find_jpeg(
         self, sample: int, epoch: int, position: int
     ) -> tuple[bytes | memoryview, tuple[int, int, int, int], bool] | None:
-        """The file, the area and whether it is mirrored; None if the picture is not a plain JPEG."""
+        """The file, the area and whether to mirror it; None if the picture is not a plain JPEG."""
         try:
             picture = self.pictures.reader.open(sample)
         except UnreadableImageError:
@@ -115,13 +116,12 @@ def _view_of(pictures: TrainPictures) -> RandomResizedView:
     return cast(RandomResizedView, pictures.transform.view)  # recipe/checks.py lets no other one through
 
 
-def cut_out(picture: Tensor, box: tuple[int, int, int, int], flip: bool, size_px: int, interpolation: str) -> Tensor:
-    """An area of a picture, resized (antialiased) and perhaps mirrored, on the picture's device.
+def cut_out(picture: Tensor, box: tuple[int, int, int, int], size_px: int, interpolation: str) -> Tensor:
+    """An area of a picture, resized (antialiased), on the picture's device.
 
     Args:
         picture: (3, height, width) uint8.
         box: (left, top, right, bottom) in pixels, inside it.
-        flip: mirror it.
         size_px: side of the result.
         interpolation: bilinear or bicubic.
     Returns:
@@ -130,8 +130,7 @@ def cut_out(picture: Tensor, box: tuple[int, int, int, int], flip: bool, size_px
     left, top, right, bottom = box
     area = picture[None, :, top:bottom, left:right].float()  # a GPU has no antialiased resize of bytes
     image = F.interpolate(area, (size_px, size_px), mode=interpolation, antialias=True)[0]
-    image = image.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
-    return image.flip(1) if flip else image
+    return image.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -153,24 +152,28 @@ class GpuDecodingLoader(TrainLoader):
         return map(self._finish, encoded)
 
     def _finish(self, encoded: EncodedBatch) -> Batch:
-        images, targets, bad = encoded.batch
+        images, targets, flipped, bad = encoded.batch
         if not encoded.areas:
-            return Batch(images.to(self.device), targets.to(self.device), bad)
+            return self._move(encoded.batch)
         address, interpolation = encoded.address, _view_of(self.pictures).interpolation
         finished = images.to(self.device, copy=True)
         decoded = self._decode_all([encoded.jpegs[area.start : area.end] for area in encoded.areas])
-        for (row, _, _, box, flip), picture in zip(encoded.areas, decoded, strict=True):
+        for (row, _, _, box), picture in zip(encoded.areas, decoded, strict=True):
             if picture is not None:
-                finished[row] = cut_out(picture, box, flip, len(finished[row]), interpolation)
+                finished[row] = cut_out(picture, box, len(finished[row]), interpolation)
                 continue
-            shown = images[row].numpy()
             sample, position = int(address.samples[row]), int(address.positions[row])
-            found = self.pictures.show(sample, address.epoch, position, shown, bad)
+            found = self.pictures.show(sample, address.epoch, position, images[row].numpy(), bad)
             if found is None:
-                return Batch(images[:0].to(self.device), targets[:0].to(self.device), bad)
+                return self._move(Batch(images[:0], targets[:0], flipped[:0], bad))
+            shown, flipped[row] = found
             finished[row] = images[row].to(self.device)
-            targets[row] = int(self.pictures.reader.index.labels[found])
-        return Batch(finished, targets.to(self.device), bad)
+            targets[row] = int(self.pictures.reader.index.labels[shown])
+        return self._move(Batch(finished, targets, flipped, bad))
+
+    def _move(self, batch: Batch) -> Batch:
+        images, targets, flipped = (tensor.to(self.device) for tensor in batch[:3])
+        return Batch(images, targets, flipped, batch.bad)
 
     def _decode_all(self, jpegs: Sequence[Tensor]) -> list[Tensor | None]:
         """The pictures of JPEGs; None for one that cannot be decoded."""

@@ -89,29 +89,36 @@ class TrainPictures(Pictures):
         """The side of a batch's pictures, in pixels."""
         return self.transform.sizes.size_at(address.epoch)
 
-    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, list[BadImage]]:
+    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[BadImage]]:
         """See `Pictures.fill`."""
         labels = np.empty(len(address.samples), dtype=np.int64)
+        flipped = np.empty(len(address.samples), dtype=np.bool_)
         bad: list[BadImage] = []
         for i, (position, sample) in enumerate(zip(address.positions, address.samples, strict=True)):
             found = self.show(int(sample), address.epoch, int(position), pixels[i], bad)
             if found is None:
-                return labels[:0], bad
-            labels[i] = self.reader.index.labels[found]
-        return labels, bad
+                return labels[:0], flipped[:0], bad
+            shown, flipped[i] = found
+            labels[i] = self.reader.index.labels[shown]
+        return labels, flipped, bad
 
-    def show(self, sample: int, epoch: int, position: int, out: np.ndarray, bad: list[BadImage]) -> int | None:
-        """Write a view of a sample to `out` (S, S, 3) uint8; returns the one that was shown, None if none can be read.
+    def show(
+        self, sample: int, epoch: int, position: int, out: np.ndarray, bad: list[BadImage]
+    ) -> tuple[int, bool] | None:
+        """Write a view of a sample to `out` (S, S, 3) uint8.
 
         An unreadable one is replaced by the next readable one of the index, which is seen with the same draws.
+
+        Returns:
+            The one that was shown, and whether the device is to mirror it; None if none can be read.
         """
         index = self.reader.index
         for i in range(min(_REPLACEMENT_TRIES, len(index))):
             shown = (sample + i) % len(index)
             rng = generator_at(self.seed, "augment", epoch, position)
             try:
-                out[:] = self.transform(self.reader.open(shown), rng, len(out))
-                return shown
+                out[:], flip = self.transform(self.reader.open(shown), rng, len(out))
+                return shown, flip
             except UnreadableImageError as error:
                 bad.append(BadImage(index.path(shown), str(error)))
             except UserError:
@@ -137,7 +144,7 @@ class EvalPictures(Pictures):
         """The side of a batch's pictures, in pixels."""
         return self.transform.size_px
 
-    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, list[BadImage]]:
+    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[BadImage]]:
         """See `Pictures.fill`."""
         index = self.reader.index
         labels = index.labels[address.samples].astype(np.int64)
@@ -152,7 +159,7 @@ class EvalPictures(Pictures):
                 raise
             except Exception as error:
                 raise self.reader.blame(int(sample), error) from error
-        return labels, bad
+        return labels, np.zeros(len(labels), dtype=np.bool_), bad
 
 
 class _Addresses(Sampler[Any]):

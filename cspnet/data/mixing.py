@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: normalisation, soft targets, CutMix and Mixup."""
+"""What happens to a batch on the device: mirroring, normalisation, soft targets, CutMix and Mixup."""
 
 from __future__ import annotations
 
@@ -10,7 +10,28 @@ from torch import Tensor
 from cspnet.data.darknet_mixing import draw_mix, mix
 from cspnet.recipe.schema import MixRecipe
 
-__all__ = ["Normalizer", "cutmix", "cutmix_box", "mix_batch", "mixup", "soft_targets"]
+__all__ = ["Normalizer", "cutmix", "cutmix_box", "mirror", "mix_batch", "mixup", "soft_targets"]
+
+
+def mirror(images: Tensor, flipped: Tensor) -> Tensor:
+    """Left and right of some pictures exchanged; no host sync.
+
+    Args:
+        images: (N, H, W, 3) uint8, may be changed in place.
+        flipped: (N,) bool, on the same device.
+    """
+    # A CPU can be asked which they are, and touches no others then; torch.where takes it several times as long.
+    return (_mirror_in_place if images.device.type == "cpu" else _mirror_by_choice)(images, flipped)
+
+
+def _mirror_in_place(images: Tensor, flipped: Tensor) -> Tensor:
+    for i in flipped.nonzero().flatten().tolist():
+        images[i] = images[i].flip(1)
+    return images
+
+
+def _mirror_by_choice(images: Tensor, flipped: Tensor) -> Tensor:
+    return torch.where(flipped.view(-1, 1, 1, 1), images.flip(2), images)
 
 
 class Normalizer:

@@ -22,7 +22,13 @@ __all__ = ["Eraser", "Policy", "build_policy"]
 
 @dataclass(frozen=True)
 class Policy:
-    """Changes to a picture in a worker, one after the other; none at all if there are no parts."""
+    """Changes to a picture in a worker, one after the other; none at all if there are no parts.
+
+    timm and torchvision mirror a picture before that, here the device does behind it. The pictures are as likely either
+    way: a shift, a turn or a shear to one side is the mirror image of the one to the other, sides are drawn evenly, and
+    colours and blur have none. Only ShearY does not fit in: it holds the left edge in its place, and behind a mirror
+    that is the right edge, so that each of the two is held in its share of the sheared pictures.
+    """
 
     parts: tuple[Callable[[Image.Image], Image.Image], ...]
 

@@ -52,12 +52,12 @@ class Pictures(Dataset[Batch], ABC):
         """The side of a batch's pictures, in pixels."""
 
     @abstractmethod
-    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, list[BadImage]]:
+    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[BadImage]]:
         """Write the pictures of a batch to `pixels` (N, S, S, 3) uint8.
 
         Returns:
-            Their labels (N,) int64, and what could not be read. No labels at all: nothing could be read, and the
-            caller is to end the run where that can be done well.
+            Their labels (N,) int64, whether the device is to mirror them (N,) bool, and what could not be read. No
+            labels at all: nothing could be read, and the caller is to end the run where that can be done well.
         """
 
     def shape_at(self, address: BatchAddress) -> tuple[int, int, int, int]:
@@ -157,6 +157,7 @@ class SentBatch:
 
     images: Tensor | _Where
     labels: np.ndarray
+    flipped: np.ndarray
     bad: list[BadImage]
 
     def receive(self) -> Batch:
@@ -166,12 +167,12 @@ class SentBatch:
             images = Places.find(number).receive(place, shape)
         else:
             images = self.images
-        return Batch(images[: len(self.labels)], torch.from_numpy(self.labels), self.bad)
+        labels, flipped = torch.from_numpy(self.labels), torch.from_numpy(self.flipped)
+        return Batch(images[: len(labels)], labels, flipped, self.bad)
 
     def pin_memory(self) -> Batch:
         """The batch in memory that a GPU can copy from by itself; torch's DataLoader calls this in its own thread."""
-        images, targets, bad = self.receive()
-        return Batch(images.pin_memory(), targets.pin_memory(), bad)
+        return self.receive().pin_memory()
 
 
 def receive(sent: SentBatch | Batch) -> Batch:

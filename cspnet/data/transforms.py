@@ -1,6 +1,7 @@
 """Which part of a picture is used: geometry in whole pixels, drawn from an addressed generator.
 
-What comes out is uint8; float work, normalisation and mixing happen on the device (`cspnet.data.mixing`).
+What comes out is uint8, and whether it is to be mirrored: drawn here, done on the device, as are float work,
+normalisation and mixing (`cspnet.data.mixing`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cspnet.data.darknet import DarknetView
-from cspnet.data.decode import Picture, mirror, pad, resize
+from cspnet.data.decode import Picture, pad, resize
 from cspnet.data.policies import Policy, build_policy
 from cspnet.recipe.schema import DataRecipe, Recipe
 
@@ -75,15 +76,14 @@ class RandomResizedView:
     """Whether JPEGs may be decoded at less than their size, where the area is large."""
 
     def draw(self, rng: np.random.Generator, width: int, height: int) -> tuple[tuple[int, int, int, int], bool]:
-        """The area (left, top, right, bottom) of a width x height picture, in pixels, and whether it is mirrored."""
+        """The area (left, top, right, bottom) of a width x height picture, in pixels, and whether to mirror it."""
         flip = rng.random() < self.flip_prob
         return random_resized_box(rng, width, height, self.scale, self.aspect), flip
 
-    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> np.ndarray:
-        """A picture of any size -> (size_px, size_px, 3) uint8."""
+    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, bool]:
+        """A picture of any size -> (size_px, size_px, 3) uint8, and whether to mirror it."""
         box, flip = self.draw(rng, picture.width, picture.height)
-        pixels = picture.crop_resize(box, (size_px, size_px), self.interpolation, shrink=self.shrink)
-        return mirror(pixels) if flip else pixels
+        return picture.crop_resize(box, (size_px, size_px), self.interpolation, shrink=self.shrink), flip
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,12 @@ class RandomPadView:
     flip_prob: float
     interpolation: str
 
-    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> np.ndarray:
-        """A picture of any size -> (size_px, size_px, 3) uint8."""
+    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, bool]:
+        """A picture of any size -> (size_px, size_px, 3) uint8, and whether to mirror it."""
         flip = rng.random() < self.flip_prob
         image = pad(resize(picture.rgb(), (size_px, size_px), self.interpolation), self.pad_px)
         left, top = (int(offset) for offset in rng.integers(2 * self.pad_px + 1, size=2))
-        pixels = np.array(image.crop((left, top, left + size_px, top + size_px)))
-        return mirror(pixels) if flip else pixels
+        return np.array(image.crop((left, top, left + size_px, top + size_px))), flip
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,14 @@ class SizeRamp:
 class TrainTransform:
     """How a picture is seen in training, and what is changed about it then."""
 
-    view: Callable[[Picture, np.random.Generator, int], np.ndarray]
+    view: Callable[[Picture, np.random.Generator, int], tuple[np.ndarray, bool]]
     sizes: SizeRamp
     policy: Policy
 
-    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> np.ndarray:
-        """A picture of any size -> (size_px, size_px, 3) uint8."""
-        return self.policy(self.view(picture, rng, size_px), rng)
+    def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, bool]:
+        """A picture of any size -> (size_px, size_px, 3) uint8, and whether to mirror it."""
+        pixels, flip = self.view(picture, rng, size_px)
+        return self.policy(pixels, rng), flip
 
 
 def _limit_aspect(image: Image.Image, aspect: int = 16) -> Image.Image:
@@ -171,7 +171,7 @@ def build_sizes(cfg: DataRecipe) -> SizeRamp:
 def build_train_transform(recipe: Recipe) -> TrainTransform:
     """The training transform of a recipe."""
     cfg = recipe.data
-    views: dict[str, Callable[[Picture, np.random.Generator, int], np.ndarray]] = {
+    views: dict[str, Callable[[Picture, np.random.Generator, int], tuple[np.ndarray, bool]]] = {
         "random_resized": RandomResizedView(
             cfg.train_scale, cfg.train_aspect, cfg.flip_prob, cfg.train_interpolation, cfg.shrink
         ),

@@ -35,7 +35,8 @@ def evaluate(
     Args:
         model: a raw model (not wrapped for data parallelism); it is put into eval mode and back.
         between: called in front of each batch, on all processes equally often; it may raise.
-        batches: (images uint8 (N, H, W, 3), targets int64 (N,), unreadable pictures) of this process's share.
+        batches: (images uint8 (N, H, W, 3), targets int64 (N,), flags that training alone has a use for, unreadable
+            pictures) of this process's share.
         common_batches: how many of them every process has.
         num_samples: pictures of the whole split.
         prepare: uint8 images to float ones on the device.
@@ -49,7 +50,7 @@ def evaluate(
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # correct1, correct5, seen, unreadable
     loss_sum = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     bad: list[Any] = []
-    for i, (images, targets, unreadable) in enumerate(batches):
+    for i, (images, targets, _, unreadable) in enumerate(batches):
         if i < common_batches:
             between()
         bad += unreadable

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from cspnet.data.feed import Batch
-from cspnet.data.mixing import mix_batch, soft_targets
+from cspnet.data.mixing import mirror, mix_batch, soft_targets
 from cspnet.errors import DataError
 from cspnet.optim.schedule import count_warmup_steps
 from cspnet.runtime.random import generator_at
@@ -18,7 +18,7 @@ __all__ = ["micro_batches", "prepare_batch"]
 
 
 def micro_batches(run: Run, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The micro-batches of the current step, on the device: normalised, erased, mixed, changed against the network.
+    """The micro-batches of the current step, on the device: mirrored, normalised, erased, mixed, and perturbed.
 
     Raises:
         DataError: a picture cannot be read, and data.bad_images is raise; or none can.
@@ -38,10 +38,10 @@ def _slice_at(run: Run, step: int, micro: int) -> tuple[int, int]:
 
 
 def prepare_batch(run: Run, batch: Batch, step: int, epoch: int, micro: int) -> tuple[Tensor, Tensor]:
-    """A batch as the network sees it: images (N, 3, H, W) float, soft targets (N, K)."""
+    """A batch as the network sees it: images (N, 3, H, W) float, soft targets (N, K). Its own may change in place."""
     cfg, address = run.recipe, _slice_at(run, step, micro)
-    images = run.prepare(batch.images)
-    targets = batch.targets.to(run.device, non_blocking=True)
+    images, targets, flipped = (tensor.to(run.device, non_blocking=True) for tensor in batch[:3])
+    images = run.prepare(mirror(images, flipped))
     soft = soft_targets(targets, run.num_classes, cfg.loss.smoothing, cfg.loss.smoothing_over)
     images = run.erase(images, generator_at(cfg.train.seed, "erase", *address))
     if not cfg.mix.off_epoch or epoch < cfg.mix.off_epoch:

@@ -70,8 +70,9 @@ def _keep_evidence(run: Run, fate: Fate) -> None:
     parts = []
     for micro in range(run.plan.accumulate):
         address, batch = next(addresses), next(batches)
+        as_read = batch.images.clone()
         inputs, soft = prepare_batch(run, batch, fate.step, fate.epoch, micro)
-        parts.append((address.samples, address.positions, batch.images, batch.targets, inputs, soft))
+        parts.append((address.samples, address.positions, as_read, batch.targets, inputs, soft))
     samples, positions, *tensors = (list(column) for column in zip(*parts, strict=True))
     images, targets, inputs, soft = (torch.cat(column).cpu() for column in tensors)
     index = run.loader.pictures.reader.index

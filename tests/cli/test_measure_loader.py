@@ -24,7 +24,10 @@ def test_in_parts_the_pictures_are_the_loaders(picture_tree: Path, decoder: str)
     address = BatchAddress(3, np.arange(5, 15), np.arange(20, 10, -1))
     taken_ns: Counter[str] = Counter()
     images = show_in_parts(pictures, address, taken_ns)
-    np.testing.assert_array_equal(images, pictures[address].images.numpy())
+    batch = pictures[address]
+    assert 0 < batch.flipped.sum() < 10
+    for image, seen, flip in zip(images, batch.images.numpy(), batch.flipped, strict=True):
+        np.testing.assert_array_equal(image, seen[:, ::-1] if flip else seen)
     assert set(taken_ns) == set(PARTS)
     assert all(taken_ns[part] > 0 for part in PARTS)
 

@@ -14,7 +14,7 @@ from cspnet.data import feed as feed_module
 from cspnet.data.feed import BadImage, Batch, feed
 from cspnet.data.index import open_index
 from cspnet.data.loader import EvalLoader, EvalPictures, Reader, TrainLoader, TrainPictures
-from cspnet.data.mixing import Normalizer
+from cspnet.data.mixing import Normalizer, mirror
 from cspnet.data.sampler import BatchPlan
 from cspnet.data.transforms import EvalTransform, build_train_transform
 from cspnet.recipe.schema import DataRecipe, Recipe
@@ -31,9 +31,9 @@ def draw_batches(pin: bool = False) -> Iterator[Batch]:
     for number, (count, side) in enumerate(SHAPES):
         images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
         targets = torch.randint(-1, 10, (count,), generator=generator)
-        if pin:
-            images, targets = images.pin_memory(), targets.pin_memory()
-        yield Batch(images, targets, [BadImage(str(number), "why")] * (number % 2))
+        flipped = torch.rand(count, generator=generator) < 0.5
+        batch = Batch(images, targets, flipped, [BadImage(str(number), "why")] * (number % 2))
+        yield batch.pin_memory() if pin else batch
 
 
 def test_on_a_cpu_batches_pass_as_they_are() -> None:
@@ -76,6 +76,7 @@ def test_a_copy_waits_for_the_work_on_what_it_overwrites_and_for_nothing_later(m
     for number, (given, taken) in enumerate(zip(draw_batches(), fed, strict=True)):
         assert torch.equal(given.images, taken.images)
         assert torch.equal(given.targets, taken.targets)
+        assert torch.equal(given.flipped, taken.flipped)
         assert given.bad == taken.bad
         places.append(taken.images.data_ptr())
         before, after = [entry for entry in log if entry != "record"][-2:]
@@ -107,12 +108,12 @@ def test_on_a_gpu_the_pixels_are_those_of_a_plain_copy(busy: bool) -> None:
     normalise = Normalizer((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), device)
     results = []
     for batch in feed(draw_batches(pin=True), device):
-        assert batch.images.device.type == batch.targets.device.type == "cuda"
+        assert {tensor.device.type for tensor in batch[:3]} == {"cuda"}
         if busy:
             torch.cuda._sleep(20_000_000)
-        results.append((normalise(batch.images), batch.targets.clone(), batch.bad))
+        results.append((normalise(mirror(batch.images, batch.flipped)), batch.targets.clone(), batch.bad))
     for (images, targets, bad), plain in zip(results, draw_batches(), strict=True):
-        assert torch.equal(images, normalise(plain.images.to(device)))
+        assert torch.equal(images, normalise(mirror(plain.images, plain.flipped).to(device)))
         assert torch.equal(targets.cpu(), plain.targets)
         assert bad == plain.bad
 
@@ -147,8 +148,7 @@ def test_on_a_gpu_loaders_give_what_they_give_on_a_cpu(picture_tree: Path, worke
             itertools.islice(TrainLoader(train, plan, 0, workers, 2, device).start_at(0, 16), 9),
             EvalLoader(val, 10, 0, 1, workers, 2, device),
         )
-        taken.append([(batch.images.cpu(), batch.targets.cpu(), batch.bad) for batch in batches])
-    for (images, targets, bad), (others, their_targets, their_bad) in zip(*taken, strict=True):
-        assert torch.equal(images, others)
-        assert torch.equal(targets, their_targets)
+        taken.append([([tensor.cpu() for tensor in batch[:3]], batch.bad) for batch in batches])
+    for (ours, bad), (theirs, their_bad) in zip(*taken, strict=True):
+        assert all(map(torch.equal, ours, theirs))
         assert bad == their_bad

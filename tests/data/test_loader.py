@@ -65,6 +65,7 @@ def assert_same(a: list[Batch], b: list[Batch]) -> None:
     for x, y in zip(a, b, strict=True):
         assert x.images.numpy().tobytes() == y.images.numpy().tobytes()
         assert x.targets.tolist() == y.targets.tolist()
+        assert (x.flipped.dtype, x.flipped.tolist()) == (torch.bool, y.flipped.tolist())
         assert x.bad == y.bad
 
 
@@ -95,8 +96,10 @@ def test_training_batches_are_those_of_their_addresses(picture_tree: Path) -> No
             position = step * 4 + i
             path = Path(index.path(int(order[position])))
             assert int(batch.targets[i]) == index.classes.index(path.parent.name)
-            reference = TRAIN(open_file(path), generator_at(SEED, "augment", epoch, position), 16)
+            reference, flip = TRAIN(open_file(path), generator_at(SEED, "augment", epoch, position), 16)
             assert np.array_equal(batch.images[i].numpy(), reference)
+            assert bool(batch.flipped[i]) is flip
+    assert 10 < sum(int(batch.flipped.sum()) for batch in batches) < 46, "of 56"
 
 
 def test_workers_do_not_change_training_batches(picture_tree: Path) -> None:
@@ -151,12 +154,13 @@ def test_a_broken_training_picture_is_replaced_by_the_next_of_the_index(
     for position, sample in enumerate(order.tolist()):
         step, i = divmod(position, 4)
         if sample in broken:
-            reference = TRAIN(open_file(index.path(replacement)), generator_at(SEED, "augment", 0, position), 16)
+            reference, _ = TRAIN(open_file(index.path(replacement)), generator_at(SEED, "augment", 0, position), 16)
             assert np.array_equal(batches[step].images[i].numpy(), reference)
             assert int(batches[step].targets[i]) == int(index.labels[replacement])
         else:
             assert torch.equal(batches[step].images[i], healthy[step].images[i])
             assert batches[step].targets[i] == healthy[step].targets[i]
+        assert batches[step].flipped[i] == healthy[step].flipped[i], "whatever is shown there: it is drawn first"
     # A picture that replaces others in vain is reported for each of them.
     expected = [paths[j:] for j in range(len(paths))]
     for batch, samples in zip(batches, order.reshape(12, 4).tolist(), strict=True):
@@ -170,7 +174,7 @@ def test_no_readable_training_picture_at_all(tree: Path) -> None:
     for i in range(len(index)):
         Path(index.path(i)).write_bytes(b"")
     batch = next(create_train_loader(index).start_at(0, 0))
-    assert len(batch.images) == len(batch.targets) == 0
+    assert len(batch.images) == len(batch.targets) == len(batch.flipped) == 0
     assert {item.path for item in batch.bad} == {index.path(i) for i in range(48)}
 
 
@@ -182,6 +186,7 @@ def test_validation_reads_every_picture_in_its_order(picture_tree: Path, reads: 
     assert reads == [index.path(i) for i in range(10)]
     assert [len(batch.images) for batch in batches] == [4, 4, 2]
     assert torch.cat([batch.targets for batch in batches]).tolist() == index.labels.tolist()
+    assert [batch.flipped.tolist() for batch in batches] == [[False] * 4, [False] * 4, [False] * 2]
     images = np.concatenate([batch.images.numpy() for batch in batches])
     assert all(np.array_equal(images[i], EVAL(open_file(index.path(i)))) for i in range(10))
 

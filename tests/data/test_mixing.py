@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +12,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms
 
-from cspnet.data.mixing import Normalizer, cutmix, cutmix_box, mix_batch, mixup, soft_targets
+from cspnet.data.mixing import (
+    Normalizer,
+    _mirror_by_choice,
+    _mirror_in_place,
+    cutmix,
+    cutmix_box,
+    mirror,
+    mix_batch,
+    mixup,
+    soft_targets,
+)
 from cspnet.recipe.schema import MixRecipe
 from cspnet.runtime.random import generator_at
 
@@ -42,6 +53,24 @@ def test_normalizer_chooses_the_memory_order() -> None:
     assert nhwc.is_contiguous(memory_format=torch.channels_last) and not nhwc.is_contiguous()
     assert nchw.is_contiguous()
     assert torch.equal(nhwc, nchw)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 1), (16, 24), (7, 33)])
+@pytest.mark.parametrize("flipped", ["none", "all", "some"])
+@pytest.mark.parametrize("how", [mirror, _mirror_in_place, _mirror_by_choice])
+def test_mirror_exchanges_left_and_right_of_those_it_is_told(
+    height: int, width: int, flipped: str, how: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> None:
+    """On the host, and as it is done on a GPU."""
+    images = draw_pictures(9, height, width)
+    flags = {"none": [False] * 9, "all": [True] * 9, "some": [True, True, False, False, True, False, True, True, False]}
+    expected = images.numpy().copy()
+    for i, flag in enumerate(flags[flipped]):
+        if flag:
+            expected[i] = np.fliplr(expected[i])
+    out = how(images, torch.tensor(flags[flipped]))
+    assert out.dtype == torch.uint8
+    assert np.array_equal(out.numpy(), expected)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

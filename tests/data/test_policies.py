@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data.auto_augment import auto_augment_transform, posterize, rand_augment_transform
+from timm.data.auto_augment import (
+    _RAND_3A,
+    _RAND_INCREASING_TRANSFORMS,
+    _RAND_TRANSFORMS,
+    AugmentOp,
+    auto_augment_transform,
+    posterize,
+    rand_augment_transform,
+)
 from timm.data.random_erasing import RandomErasing
-from torchvision.transforms import ColorJitter, TrivialAugmentWide
+from torchvision.transforms import ColorJitter, InterpolationMode, TrivialAugmentWide
+from torchvision.transforms.autoaugment import _apply_op
 
 from cspnet.data.policies import Eraser, _posterize, build_policy
 from cspnet.recipe.schema import AugmentRecipe
@@ -52,6 +62,63 @@ def test_a_policy_is_the_librarys_with_seeded_generators(name: str) -> None:
         assert np.array_equal(ours, np.asarray(theirs(Image.fromarray(pixels))))
         results.append(ours.tobytes())
     assert len(set(results)) > 10
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def timms_ops(name: str) -> list[Callable[[Image.Image], Image.Image]]:
+    """An operation at the magnitudes 3 and 9, with draws that give both sides."""
+
+    def seeded(op: AugmentOp, seed: int) -> Callable[[Image.Image], Image.Image]:
+        def run(image: Image.Image) -> Image.Image:
+            random.seed(seed)
+            return op(image)
+
+        return run
+
+    hparams = {**HPARAMS, "interpolation": Image.Resampling.BILINEAR}
+    ops = [AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=hparams) for magnitude in (3, 9)]
+    return [seeded(op, seed) for op in ops for seed in range(8)]
+
+
+def torchvisions_ops(name: str) -> list[Callable[[Image.Image], Image.Image]]:
+    """An operation of TrivialAugment at three of its magnitudes, to both sides."""
+    values, is_signed = TrivialAugmentWide()._augmentation_space(31)[name]
+    numbers = [float(value) for value in values[[3, 11, 20]]] if values.ndim else [0.0]
+    numbers += [-number for number in numbers] if is_signed else []
+    how = {"op_name": name, "interpolation": InterpolationMode.NEAREST, "fill": None}
+    return [functools.partial(_apply_op, magnitude=number, **how) for number in numbers]
+
+
+OPS = {
+    **{
+        f"timm {name}": (timms_ops, name)
+        for name in sorted({*_RAND_TRANSFORMS, *_RAND_INCREASING_TRANSFORMS, *_RAND_3A})
+    },
+    **{f"torchvision {name}": (torchvisions_ops, name) for name in TrivialAugmentWide()._augmentation_space(31)},
+}
+
+
+@pytest.mark.parametrize("case", OPS)
+def test_behind_the_policy_a_mirror_shows_what_it_would_have_made_of_the_mirrored_picture(case: str) -> None:
+    """Drawn to the other side; all but ShearY, for which see below."""
+    create, name = OPS[case]
+    image = Image.fromarray(draw_pixels())
+    behind = [np.asarray(mirrored(op(image))).astype(int) for op in create(name)]
+    before = [np.asarray(op(mirrored(image))).astype(int) for op in create(name)]
+    nearest = [min(np.abs(one - other).max() for other in before) for one in behind]
+    assert (max(nearest) <= 1) == (name != "ShearY")
+
+
+@pytest.mark.parametrize("create", [timms_ops, torchvisions_ops])
+def test_shear_y_holds_the_left_edge_to_either_side(create: Callable[[str], Any]) -> None:
+    """On a picture that gets lighter from top to bottom, the change of its middle row says how far that has moved."""
+    pixels = np.arange(0, 192, 6, dtype=np.uint8)[:, None, None].repeat(32, axis=1).repeat(3, axis=2)
+    for op in create("ShearY"):
+        changes = np.abs(np.asarray(op(Image.fromarray(pixels))).astype(int) - pixels)[16].mean(axis=1)
+        assert changes[0] < changes[-1] / 4
 
 
 def test_the_strongest_posterization_is_black() -> None:

@@ -105,7 +105,8 @@ def digest_batches(index: SampleIndex, workers: int) -> list[str]:
 
     def digest(batch: Batch) -> str:
         assert batch.bad == []
-        return hashlib.sha256(batch.images.numpy().tobytes() + batch.targets.numpy().tobytes()).hexdigest()
+        tensors = (batch.images, batch.targets, batch.flipped)
+        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
     return [digest(batch) for batch in (*itertools.islice(train.start_at(0, 0), 9), *val)]
 

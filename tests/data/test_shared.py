@@ -20,7 +20,7 @@ from cspnet.data.shared import CAN_FORK, Pictures, Places, create_places
 
 @dataclass(frozen=True)
 class Patterns(Pictures):
-    """Every picture is full of the number of its sample; the sides differ from epoch to epoch."""
+    """Every picture is full of the number of its sample, and mirrored if 3 divides it; the sides differ by epoch."""
 
     sides: tuple[int, ...] = (4,)
     empty_from: int = 1000
@@ -32,11 +32,11 @@ class Patterns(Pictures):
     def side_at(self, address: BatchAddress) -> int:
         return self.sides[address.epoch % len(self.sides)]
 
-    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, list[BadImage]]:
+    def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[BadImage]]:
         if address.epoch >= self.empty_from:
-            return np.empty(0, np.int64), [BadImage("x.jpg", "gone")]
+            return np.empty(0, np.int64), np.empty(0, np.bool_), [BadImage("x.jpg", "gone")]
         pixels[:] = address.samples.astype(np.uint8)[:, None, None, None]
-        return address.samples.astype(np.int64), []
+        return address.samples.astype(np.int64), address.samples % 3 == 0, []
 
 
 def start(pictures: Patterns, workers: int, prefetch: int = 2) -> Iterator[Batch]:
@@ -45,7 +45,8 @@ def start(pictures: Patterns, workers: int, prefetch: int = 2) -> Iterator[Batch
 
 
 def is_right(batch: Batch) -> bool:
-    return bool((batch.images == batch.targets[:, None, None, None]).all())
+    numbers = batch.targets
+    return bool((batch.images == numbers[:, None, None, None]).all()) and torch.equal(batch.flipped, numbers % 3 == 0)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 5, 100])
@@ -134,5 +135,5 @@ def test_they_are_gone_with_their_last_batch() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_of_which_nothing_can_be_read_is_empty(workers: int) -> None:
     batch = next(itertools.islice(start(Patterns(empty_from=1), workers), 5, None))
-    assert (batch.images.shape, batch.targets.shape) == ((0, 4, 4, 3), (0,))
+    assert (batch.images.shape, batch.targets.shape, batch.flipped.shape) == ((0, 4, 4, 3), (0,), (0,))
     assert batch.bad == [BadImage("x.jpg", "gone")]

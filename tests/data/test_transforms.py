@@ -25,7 +25,7 @@ from cspnet.data.transforms import (
     build_train_transform,
     random_resized_box,
 )
-from cspnet.recipe.schema import DarknetRecipe, DataRecipe, Recipe
+from cspnet.recipe.schema import AugmentRecipe, DarknetRecipe, DataRecipe, Recipe
 from cspnet.runtime.random import generator_at
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -39,9 +39,14 @@ def draw_image(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def train_transform(size_px: int = 32, **settings: Any) -> Callable[[Image.Image, np.random.Generator], np.ndarray]:
-    """The transform of a recipe with these settings, at one size."""
+    """The transform of a recipe with these settings, at one size, its pictures mirrored where it says so."""
     transform = build_train_transform(Recipe(data=DataRecipe(**settings)))
-    return lambda image, rng: transform(WholePicture(image), rng, size_px)
+
+    def show(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        pixels, flip = transform(WholePicture(image), rng, size_px)
+        return pixels[:, ::-1] if flip else pixels
+
+    return show
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
@@ -200,6 +205,22 @@ def test_flip_frequency(flip_prob: float, tolerance: float) -> None:
         assert flipped or np.array_equal(out, pixels)
         flips += flipped
     assert abs(flips - draws * flip_prob) <= tolerance * math.sqrt(draws * flip_prob * (1 - flip_prob))
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "random_pad", "darknet"])
+def test_a_policy_changes_the_view_and_not_the_draws_of_crop_and_flip(crop: str) -> None:
+    """The same crop, not mirrored yet, is what the policy gets, and whether to mirror it stays as it was drawn."""
+    picture, flips = WholePicture(draw_image(50, 40)), 0
+    data = DataRecipe(train_crop=crop, pad_px=2)
+    transform = build_train_transform(Recipe(data=data, augment=AugmentRecipe(policy="rand-m9-n2")))
+    for i in range(20):
+        rng, plain_rng = (generator_at(0, "augment", 0, i) for _ in range(2))
+        pixels, flip = transform(picture, rng, 32)
+        plain, is_flipped = build_train_transform(Recipe(data=data))(picture, plain_rng, 32)
+        assert flip is is_flipped
+        assert np.array_equal(pixels, transform.policy(plain, plain_rng))
+        flips += flip
+    assert 0 < flips < 20
 
 
 @pytest.mark.parametrize("crop", ["random_resized", "random_pad"])

@@ -67,11 +67,11 @@ def draw_split(num_samples: int, num_classes: int, unreadable: int = 0) -> tuple
     return torch.from_numpy(images), torch.from_numpy(targets)
 
 
-def batches_of(images: Tensor, targets: Tensor, size: int = 7) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+def batches_of(images: Tensor, targets: Tensor, size: int = 7) -> Iterator[tuple[Tensor, Tensor, Tensor, list[str]]]:
     for start in range(0, len(images), size):
         part = slice(start, start + size)
         bad = [f"picture {start + i}" for i, target in enumerate(targets[part].tolist()) if target < 0]
-        yield images[part], targets[part], bad
+        yield images[part], targets[part], torch.zeros(len(images[part]), dtype=torch.bool), bad
 
 
 def run(model: nn.Module, batches: Any, num_samples: int, reports: list[Any] | None = None) -> EvalResult:

@@ -7,7 +7,7 @@ import torch
 
 from cspnet.cli.build import build_model, build_normalizer, build_state
 from cspnet.cli.measure_speed import Trial, measure_side_by_side
-from cspnet.data.mixing import mix_batch, soft_targets
+from cspnet.data.mixing import mirror, mix_batch, soft_targets
 from cspnet.data.policies import Eraser
 from cspnet.models.zoo import ZOO
 from cspnet.recipe.load import recipe_from_values
@@ -48,11 +48,13 @@ def test_a_step_learns_and_never_waits_for_the_host(amp_dtype: torch.dtype, meth
     prepare, erase = build_normalizer(recipe, device), Eraser(recipe.augment, device)
     pictures = torch.randint(0, 256, (32, 64, 64, 3), dtype=torch.uint8).pin_memory()
     classes = torch.arange(32).remainder(10).pin_memory()
+    flipped = (torch.arange(32) < 16).pin_memory()
     losses = []
     try:
         for step in range(20):
             torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")
-            images = prepare(pictures)
+            images, flags = (tensor.to(device, non_blocking=True) for tensor in (pictures, flipped))
+            images = prepare(mirror(images, flags))
             targets = soft_targets(classes.to(device, non_blocking=True), 10, 0.1)
             images = erase(images, generator_at(0, "erase", step))
             images, targets = mix_batch(images, targets, generator_at(0, "mix", step), recipe.mix)
