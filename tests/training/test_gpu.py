@@ -61,7 +61,7 @@ def test_a_step_learns_and_never_waits_for_the_host(amp_dtype: torch.dtype, meth
             if recipe.adversarial.lr:
                 mean, std, lr = prepare.mean, prepare.std, recipe.adversarial.lr
                 images = perturb(state.model, images, step_size=lr, mean=mean, std=std, amp_dtype=amp_dtype)
-            totals = train_step(
+            totals, *_ = train_step(
                 state, model, [(images, targets)], lr=0.05, accumulate=1, amp_dtype=amp_dtype, clip_norm=5.0
             )
             losses.append(totals[0] / totals[3])

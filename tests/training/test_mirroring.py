@@ -22,6 +22,7 @@ from cspnet.data.samples import SampleIndex
 from cspnet.data.transforms import random_resized_box
 from cspnet.recipe.schema import DarknetRecipe, DataRecipe, MixRecipe
 from cspnet.runtime.random import generator_at
+from cspnet.training.step import StepResult
 from tests.data.test_gpu_decode import decode_by_pillow
 
 SIDE, BATCH_SIZE, STEPS, SEED, PAD_PX = 32, 8, 5, 3, 4
@@ -50,9 +51,10 @@ def take_batches(
     """What a run hands to the network: (N, 3, H, W) images and (N, K) targets of each step."""
     given: list[tuple[Tensor, Tensor]] = []
 
-    def record(state: Any, network: Any, batches: Any, **others: Any) -> Tensor:
+    def record(state: Any, network: Any, batches: Any, **others: Any) -> StepResult:
         given.extend((images.clone(), soft.clone()) for images, soft in batches)
-        return torch.ones_like(state.window.values)
+        good = torch.tensor(False)
+        return StepResult(torch.ones_like(state.window.values), good, good)
 
     monkeypatch.setattr("cspnet.training.loop.train_step", record)
     words = [*FLAGS, "--data-path", data, "--output-dir", folder, *flags]
