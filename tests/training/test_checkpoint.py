@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ CALLS: dict[str, tuple[Any, str]] = {
     "os.fsync": (os, "fsync"),
     "os.link": (os, "link"),
     "torch.save": (torch, "save"),
+    "mkstemp": (tempfile, "mkstemp"),
+    "write_bytes": (Path, "write_bytes"),
+    "unlink": (Path, "unlink"),
 }
 
 
@@ -291,6 +295,24 @@ def test_an_error_at_any_call_loses_nothing(
         assert find_step(place) == 4
         assert len(list(place.glob("step-*.pt"))) <= keep
     assert outcomes == ({False} if name == "os.link" else {True})
+
+
+def test_a_disk_that_is_full_at_any_byte_loses_nothing(tmp_path: Path) -> None:
+    """The system itself refuses to let a file grow beyond a size: a part of a write comes through before that."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = save(tmp_path, 1, is_best=True).stat().st_size
+    for limit in [*range(0, size, max(1, size // 40)), size - 1]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(RunFolderError) as caught:
+                save(tmp_path, 2, is_best=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert len(str(caught.value).splitlines()) == 1
+        assert check_survival(tmp_path, old=1, new=1, old_best=1) == 1
+    save(tmp_path, 2, is_best=True)
+    assert find_step(tmp_path) == 2
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "input/output error"), RuntimeError("write failed: pos 1\nmore")])
