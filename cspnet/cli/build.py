@@ -27,9 +27,10 @@ from cspnet.models.darknet_cfg import CFG_PREFIX, read_cfg_text
 from cspnet.models.network import CspNet
 from cspnet.optim.ema import Ema
 from cspnet.optim.optimizers import build_optimizer
-from cspnet.recipe.batch import settle_batch
+from cspnet.recipe.batch import settle_batch, settle_eval_batch
 from cspnet.recipe.schema import DataRecipe, Recipe
 from cspnet.runtime.distributed import World, on_main
+from cspnet.runtime.memory import is_out_of_memory
 from cspnet.runtime.random import integer_at
 from cspnet.training.state import Sums, TrainState
 from cspnet.weights import Preprocessing
@@ -174,11 +175,17 @@ def build_validation(
     device: torch.device,
     amp_dtype: torch.dtype,
     report_bad: Callable[[list[BadImage]], None],
+    micro_batch: int | None = None,
     one_batch: bool = False,
 ) -> Callable[..., EvalResult]:
-    """`evaluate` of a raw model (and its `between`) on a split; with one_batch, on one batch per process only."""
+    """`evaluate` of a raw model (and its `between`) on a split.
+
+    Args:
+        micro_batch: pictures of a forward pass in training, where there is one.
+        one_batch: on one batch per process only.
+    """
     geometry = build_geometry(recipe.data)
-    batch_size = recipe.eval.batch_size or recipe.train.batch_size
+    batch_size = settle_eval_batch(recipe, micro_batch or settle_batch(recipe.train, 1)[0])
     loader = EvalLoader(
         EvalPictures(
             _build_reader(index, recipe.data),
@@ -257,6 +264,8 @@ def _check_input(recipe: Recipe, model: nn.Module, device: torch.device) -> None
             with torch.inference_mode():
                 model(torch.zeros(1, 3, side, side, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"model {recipe.model.name}: cannot take RGB pictures of {side} px: {reason}") from error
     finally:

@@ -80,6 +80,7 @@ def build_run(
             device=device,
             amp_dtype=place.amp_dtype,
             report_bad=lambda bad: bad_images.add(bad, "counted as wrong in validation"),
+            micro_batch=plan.batch_size,
             one_batch=dry_run,
         )
     total_steps = count_steps(recipe, loader)

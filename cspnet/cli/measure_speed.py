@@ -15,6 +15,7 @@ from cspnet.recipe.schema import DataRecipe, ModelRecipe, Recipe, TrainRecipe
 from cspnet.reporting.model_table import Speed
 from cspnet.runtime.device import choose_amp_dtype
 from cspnet.runtime.distributed import World
+from cspnet.runtime.memory import is_out_of_memory
 from cspnet.training.state import TrainState
 from cspnet.training.step import train_step
 
@@ -141,7 +142,7 @@ def measure_side_by_side(sizes_px: Mapping[str, int], trial: Trial) -> dict[str,
                     forward[name].append(speeds[0])
                     training[name].append(speeds[1])
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise DeviceError(
             f"--batch-size {trial.batch_size}: {', '.join(sizes_px)} do not fit on {trial.device} together; use less"

@@ -21,7 +21,8 @@ __all__ = ["check_checkpoint", "check_same_run", "restore", "say_differences"]
 
 # What may differ between a run and its continuation without making it another run: where and how it is computed.
 _FREE_KEYS = ("data.root", "data.format", "data.train", "data.cache_dir", "data.workers", "data.prefetch",
-              "train.device", "train.batch_size", "train.accumulate", "train.global_batch", "train.grad_checkpointing",
+              "train.device", "train.batch_size", "train.accumulate", "train.global_batch", "train.micro_batch",
+              "train.grad_checkpointing",
               "train.max_skipped", "eval.batch_size", "log.every_steps", "log.tensorboard", "checkpoint.every_steps",
               "checkpoint.keep", "checkpoint.keep_best", "checkpoint.max_failures", "model.pretrained",
               "model.pretrained_source", "model.pretrained_classes", "model.num_classes")  # fmt: skip

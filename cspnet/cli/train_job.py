@@ -12,6 +12,7 @@ import torch
 
 from cspnet.cli import build
 from cspnet.cli.build_run import Place, build_run, count_steps
+from cspnet.cli.micro_batch import Shortage, explain_shortage, note_shortage, settle_micro_batch
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
 from cspnet.cli.run_folder import Start, find_start, prepare_folder
 from cspnet.data.jpeg import IS_INSTALLED
@@ -25,6 +26,7 @@ from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
+from cspnet.runtime.memory import told_shortage
 from cspnet.runtime.signals import StopRequest
 from cspnet.training.checkpoint import read_checkpoint
 from cspnet.training.loop import fit
@@ -82,16 +84,23 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
             recipe = _resolve_recipe(job, checkpoint, start, console)
             device = choose_device(recipe.train.device, world.local_rank)
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
-        return _run(_Context(job, recipe, start, checkpoint, Place(world, device, amp_dtype, console), stop))
+        place = Place(world, device, amp_dtype, console)
+        with told_shortage(device, "before the first step", "use a smaller --model, or another --device"):
+            shortage = _run(_Context(job, recipe, start, checkpoint, place, stop))
+        if shortage is not None:
+            raise explain_shortage(recipe, place, shortage)
+    return EXIT_DONE
 
 
-def _run(context: _Context) -> int:
-    """Everything is built and checked before the first thing is written."""
+def _run(context: _Context) -> Shortage | None:
+    """Everything is built and checked before the first thing is written. What is returned: memory was full."""
     job, console = context.job, context.place.console
     splits = build.open_splits(context.recipe, context.place.world, console.warn)
     with shared_errors():
-        state = _build_state(context, splits)
         loader = build.build_train_loader(context.recipe, splits, context.place.world, context.place.device)
+        if not job.test_only:
+            loader = settle_micro_batch(context.recipe, splits, loader, context.place)
+        state = _build_state(context, splits)
         _check_lowest_lr(context.recipe, loader)
         if context.checkpoint is not None and not job.test_only:
             check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
@@ -100,7 +109,7 @@ def _run(context: _Context) -> int:
     if context.checkpoint is not None and state.progress.is_over(count_steps(context.recipe, loader)):
         console.say(f"{context.start.checkpoint_file}: the run is finished: {state.progress.step:,} steps are done")
         if not job.test_only:
-            return EXIT_DONE
+            return None
     if job.writes:
         folder = on_main(context.place.world, lambda: prepare_folder(job.recipe_file, context.recipe, context.start))
         context = replace(context, start=replace(context.start, folder=folder))
@@ -117,13 +126,13 @@ def _run(context: _Context) -> int:
     )
     try:
         if job.test_only:
-            _test_only(context, run)
-            return EXIT_DONE
+            return note_shortage(run, lambda: _test_only(context, run), trains=False)
         _say_start(run, splits, context.start, console)
         with context.stop.noted():
-            fit(run)
-        _say_end(run, context.start.folder, console)
-        return EXIT_DONE
+            shortage = note_shortage(run, lambda: fit(run))
+        if shortage is None:
+            _say_end(run, context.start.folder, console)
+        return shortage
     finally:
         console.end_epoch()
         run.report.close()

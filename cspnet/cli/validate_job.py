@@ -23,6 +23,7 @@ from cspnet.reporting.run_report import BadImageLog
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
 from cspnet.runtime.files import write_atomically
+from cspnet.runtime.memory import told_shortage
 from cspnet.weights.darknet import DarknetFile
 from cspnet.weights.load import count_classes, load_state_dict
 from cspnet.weights.match import Weights, describes_itself, match_weights, read_weight_file
@@ -92,7 +93,8 @@ def run_validate_job(job: ValidateJob) -> int:
             amp_dtype=amp_dtype,
             report_bad=lambda bad: BadImageLog(None, console).add(bad, "counted as wrong"),
         )
-        result = validate(model)
+        with told_shortage(device, "in the validation", "use a smaller --batch-size"):
+            result = validate(model)
         if result.num_unreadable:
             console.warn(
                 f"{result.num_unreadable} of {result.num_samples} pictures cannot be read; they count as wrong"

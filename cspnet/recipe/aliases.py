@@ -90,6 +90,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--accumulate": ("train.accumulate",),
     "--grad-accum-steps": ("train.accumulate",),
     "--global-batch": ("train.global_batch",),
+    "--micro-batch": ("train.micro_batch",),
     "--epochs": ("train.epochs",),
     "--steps": ("train.steps",),
     "--device": ("train.device",),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cspnet.errors import RecipeError
-from cspnet.recipe.schema import TrainRecipe
+from cspnet.recipe.schema import Recipe, TrainRecipe
 
-__all__ = ["settle_batch", "split_share"]
+__all__ = ["list_splits", "settle_batch", "settle_eval_batch", "split_share"]
 
 
 def split_share(share: int, at_most: int) -> tuple[int, int]:
@@ -17,16 +17,30 @@ def split_share(share: int, at_most: int) -> tuple[int, int]:
     return share // accumulate, accumulate
 
 
+def list_splits(share: int, below: int) -> list[int]:
+    """Pictures per forward pass that share out a process's pictures evenly, fewer than `below`, the largest first."""
+    return [size for size in range(min(share, below - 1), 0, -1) if share % size == 0]
+
+
 def settle_batch(cfg: TrainRecipe, processes: int) -> tuple[int, int]:
-    """(pictures per forward pass, forward passes per step) of each process.
+    """(pictures per forward pass, forward passes per step) of each process; with train.micro_batch auto, as without.
 
     Raises:
         RecipeError: train.global_batch cannot be shared out evenly.
     """
     if cfg.global_batch is None:
-        return cfg.batch_size, cfg.accumulate
-    if cfg.global_batch % processes:
+        batch_size, accumulate = cfg.batch_size, cfg.accumulate
+    elif cfg.global_batch % processes:
         raise RecipeError(
             f"train.global_batch: {cfg.global_batch} pictures cannot be shared out over {processes} processes evenly"
         )
-    return split_share(cfg.global_batch // processes, cfg.batch_size)
+    else:
+        batch_size, accumulate = split_share(cfg.global_batch // processes, cfg.batch_size)
+    if isinstance(cfg.micro_batch, int):
+        return split_share(batch_size * accumulate, cfg.micro_batch)
+    return batch_size, accumulate
+
+
+def settle_eval_batch(recipe: Recipe, micro_batch: int) -> int:
+    """Pictures of a validation batch, in each process: no more than fit where train.micro_batch bounds those."""
+    return recipe.eval.batch_size or (recipe.train.batch_size if recipe.train.micro_batch is None else micro_batch)

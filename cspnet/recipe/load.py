@@ -223,12 +223,15 @@ def parse_value(text: str) -> Any:
 
 def _explain(error: ValidationError) -> tuple[str, str]:
     """The first problem of a pydantic error: (field, what was expected and what was there)."""
-    problem = error.errors(include_url=False, include_context=False)[0]
+    problem, *others = error.errors(include_url=False, include_context=False)
     if problem["type"] in ("missing", "too_long"):  # a pair or a triple of the wrong length
         return str(problem["loc"][0]), f"expected another number of values, got {error.errors()[0]['input']!r}"
     expected = problem["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
     expected = expected.replace("a valid tuple", "a list of numbers such as [0.1, 0.2]")
     expected = expected.replace("a valid dictionary", "options such as {key: value}")
+    for other in others:  # of a field that may be one thing or another
+        if other["loc"][0] == problem["loc"][0] and other["type"] == "literal_error":
+            expected += f" or {other['msg'].removeprefix('Input should be ')}"
     return str(problem["loc"][0]), f"{expected}, got {problem['input']!r}"
 
 

@@ -312,6 +312,10 @@ class TrainRecipe:
     global_batch: PositiveCount | None = None
     """Pictures per step, over all processes, however many there are: batch_size is then the most that a forward pass
     takes, and accumulate what is left to do. null: as batch_size and accumulate say."""
+    micro_batch: PositiveCount | Literal["auto"] | None = None
+    """The most that a forward pass takes, for memory's sake: a process's pictures of a step stay what they are, and are
+    taken in as many passes of equal size as that needs. auto: the most that fits on the GPU, tried at each start. Only
+    mixing partners and BatchNorm's batches, which lie inside a pass, depend on it. null: as the settings above say."""
     epochs: PositiveCount = 120
     """Length of the run in passes over the training pictures; steps, where given, come before it."""
     steps: PositiveCount | None = None
@@ -338,7 +342,7 @@ class EvalRecipe:
     """Validation during the run."""
 
     batch_size: PositiveCount | None = None
-    """Pictures per process; null is train.batch_size."""
+    """Pictures per process; null is train.batch_size, or what a forward pass takes where train.micro_batch is set."""
     every_epochs: PositiveCount = 1
     """Epochs between two validations; the last epoch is always validated."""
 

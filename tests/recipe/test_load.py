@@ -111,6 +111,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "train.accumulate": ("4", 4),
     "train.global_batch": ("256", 256),
     "train.max_skipped": ("4", 4),
+    "train.micro_batch": ("auto", "auto"),
     "train.epochs": ("3", 3),
     "train.steps": ("500", 500),
     "train.device": ("cpu", "cpu"),

@@ -1,0 +1,104 @@
+"""Memory of the device: how much there is, how much some work takes, and whether an error means that it is full."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from cspnet.errors import DeviceError
+
+__all__ = [
+    "MARGIN",
+    "can_be_measured",
+    "describe_memory",
+    "find_largest",
+    "free_memory",
+    "is_out_of_memory",
+    "peak_bytes",
+    "room_bytes",
+    "told_shortage",
+]
+
+MARGIN = 0.1
+"""Share of the memory a process could have that a trial must leave: that of a long run is in more pieces than that of a
+few steps, and its libraries want some of it."""
+
+_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # MPS and the driver; the CPU; cuBLAS and cuDNN
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory is full: of the device, or of the host where the device is a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    )
+
+
+def can_be_measured(device: torch.device) -> bool:
+    """Whether the device says what is used and fails by an error when it is full; a host slows down, and is killed."""
+    return device.type == "cuda"
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody uses any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def room_bytes(device: torch.device) -> int:
+    """What this process could have of a GPU: what it has and what is free, up to its share; elsewhere 0."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return min(free + torch.cuda.memory_reserved(device), int(share * total))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that was in use at one time since it was last measured anew; elsewhere than on a GPU 0."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def describe_memory(device: torch.device) -> str:
+    """`cuda:0 (NVIDIA H100, 79.2 GiB, of which 78.4 for this process)`."""
+    if device.type != "cuda":
+        return str(device)
+    total = torch.cuda.mem_get_info(device)[1]
+    name = torch.cuda.get_device_name(device)
+    return f"{device} ({name}, {total / 2**30:.1f} GiB, of which {room_bytes(device) / 2**30:.1f} for this process)"
+
+
+@contextlib.contextmanager
+def told_shortage(device: torch.device, moment: str, advice: str) -> Iterator[None]:
+    """Full memory in a block is one line.
+
+    Raises:
+        DeviceError: it is full.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(f"out of memory {moment}, on {describe_memory(device)}: {advice}") from error
+
+
+def find_largest(sizes: Iterable[int], attempt: Callable[[int], None], device: torch.device) -> int | None:
+    """The first of the sizes, largest first, with which an attempt goes through and leaves MARGIN; None: none does."""
+    free_memory(device)
+    most = (1 - MARGIN) * room_bytes(device)
+    for size in sizes:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            attempt(size)
+            fits = peak_bytes(device) <= most
+        except torch.OutOfMemoryError:
+            fits = False
+        free_memory(device)  # behind the handler: the error keeps what the failed attempt made
+        if fits:
+            return size
+    return None
