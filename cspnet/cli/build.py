@@ -29,6 +29,7 @@ from cspnet.optim.ema import Ema
 from cspnet.optim.optimizers import build_optimizer
 from cspnet.recipe.batch import settle_batch, settle_eval_batch
 from cspnet.recipe.schema import DataRecipe, Recipe
+from cspnet.runtime.determinism import has_no_deterministic_form
 from cspnet.runtime.distributed import World, on_main
 from cspnet.runtime.memory import is_out_of_memory
 from cspnet.runtime.random import integer_at
@@ -264,7 +265,7 @@ def _check_input(recipe: Recipe, model: nn.Module, device: torch.device) -> None
             with torch.inference_mode():
                 model(torch.zeros(1, 3, side, side, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or has_no_deterministic_form(error):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"model {recipe.model.name}: cannot take RGB pictures of {side} px: {reason}") from error

@@ -30,7 +30,7 @@ from cspnet.training.run import Run
 from cspnet.training.saving import Saver
 from cspnet.training.state import TrainState
 
-__all__ = ["Place", "build_run", "count_steps"]
+__all__ = ["Place", "build_run", "count_steps", "describe_computing"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def build_run(
         roll_back=functools.partial(_roll_back, place=place),
         saver=_build_saver(folder / "checkpoints", recipe.checkpoint, place.console) if folder else None,
         stop=stop,
-        checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size),
+        checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size, place),
     )
 
 
@@ -152,7 +152,17 @@ def _build_saver(folder: Path, cfg: CheckpointRecipe, console: Console) -> Saver
     return Saver(folder, keep=keep, max_failures=cfg.max_failures, warn=console.warn_own)
 
 
-def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: int) -> dict[str, Any]:
+def describe_computing(place: Place) -> dict[str, Any]:
+    """What the last bits of a number depend on, besides the versions: hardware, precision, and on a CPU the threads."""
+    is_cuda, is_cpu = place.device.type == "cuda", place.device.type == "cpu"
+    return {
+        "device": torch.cuda.get_device_name(place.device) if is_cuda else place.device.type,
+        "precision": str(place.amp_dtype).removeprefix("torch."),
+        **({"threads": torch.get_num_threads()} if is_cpu else {}),
+    }
+
+
+def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: int, place: Place) -> dict[str, Any]:
     geometry = build.build_geometry(recipe.data)
     eval_cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(geometry).items()}
     return {
@@ -169,4 +179,5 @@ def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: 
             "torch": str(torch.__version__),
             "python": sys.version.split()[0],
         },
+        "computed_on": describe_computing(place),
     }

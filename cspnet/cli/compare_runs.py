@@ -11,7 +11,7 @@ import torch
 __all__ = ["compare_runs", "find_difference", "read_records"]
 
 _TIMES = ("train/images_per_s", "train/data_wait_ratio")
-_ABOUT = ("recipe", "versions")
+_ABOUT = ("recipe", "versions", "computed_on")
 """Parts of a checkpoint that say where and how it was made: the recipe names the workers, too."""
 
 

@@ -13,13 +13,14 @@ from cspnet.cli.build import build_model, build_state
 from cspnet.errors import DeviceError
 from cspnet.recipe.schema import DataRecipe, ModelRecipe, Recipe, TrainRecipe
 from cspnet.reporting.model_table import Speed
+from cspnet.runtime.determinism import deterministic_algorithms
 from cspnet.runtime.device import choose_amp_dtype
 from cspnet.runtime.distributed import World
-from cspnet.runtime.memory import is_out_of_memory
+from cspnet.runtime.memory import is_out_of_memory, told_shortage
 from cspnet.training.state import TrainState
 from cspnet.training.step import train_step
 
-__all__ = ["Trial", "measure_side_by_side"]
+__all__ = ["Trial", "measure_deterministic", "measure_side_by_side"]
 
 NUM_CLASSES = 1000
 
@@ -148,3 +149,19 @@ def measure_side_by_side(sizes_px: Mapping[str, int], trial: Trial) -> dict[str,
             f"--batch-size {trial.batch_size}: {', '.join(sizes_px)} do not fit on {trial.device} together; use less"
         ) from error
     return {name: Speed(tuple(forward[name]), tuple(training[name]), peaks[name], str(trial)) for name in subjects}
+
+
+def measure_deterministic(name: str, input_px: int, trial: Trial) -> list[tuple[float, float]]:
+    """Training with and without train.deterministic, in turn: [(images per second with it, without it)], one a repeat.
+
+    Raises:
+        DeviceError: the batch does not fit into memory, or the network has an operation without a deterministic form.
+    """
+    with told_shortage(trial.device, f"with --batch-size {trial.batch_size}", "use less"):
+        subject = _Subject(name, input_px, trial)
+        pairs = []
+        for _ in range(1 + trial.repeats):
+            with deterministic_algorithms(enabled=True):
+                with_it = subject.time_training()
+            pairs.append((with_it, subject.time_training()))
+    return pairs[1:]  # the first round warms up

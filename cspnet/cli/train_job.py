@@ -13,6 +13,7 @@ import torch
 from cspnet.cli import build
 from cspnet.cli.build_run import Place, build_run, count_steps
 from cspnet.cli.micro_batch import Shortage, explain_shortage, note_shortage, settle_micro_batch
+from cspnet.cli.repeating import check_repeatable, say_other_machine
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
 from cspnet.cli.run_folder import Start, find_start, prepare_folder
 from cspnet.data.jpeg import IS_INSTALLED
@@ -24,6 +25,7 @@ from cspnet.recipe.checks import list_idle
 from cspnet.recipe.load import COMMAND_LINE, load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
+from cspnet.runtime.determinism import deterministic_algorithms
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
 from cspnet.runtime.memory import told_shortage
@@ -82,13 +84,15 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
         checkpoint = read_checkpoint(start.checkpoint_file) if start.checkpoint_file else None
         with shared_errors():
             recipe = _resolve_recipe(job, checkpoint, start, console)
-            device = choose_device(recipe.train.device, world.local_rank)
-            amp_dtype = choose_amp_dtype(recipe.train.precision, device)
-        place = Place(world, device, amp_dtype, console)
-        with told_shortage(device, "before the first step", "use a smaller --model, or another --device"):
-            shortage = _run(_Context(job, recipe, start, checkpoint, place, stop))
-        if shortage is not None:
-            raise explain_shortage(recipe, place, shortage)
+        with deterministic_algorithms(enabled=recipe.train.deterministic):
+            with shared_errors():
+                device = choose_device(recipe.train.device, world.local_rank)
+                amp_dtype = choose_amp_dtype(recipe.train.precision, device)
+            place = Place(world, device, amp_dtype, console)
+            with told_shortage(device, "before the first step", "use a smaller --model, or another --device"):
+                shortage = _run(_Context(job, recipe, start, checkpoint, place, stop))
+            if shortage is not None:
+                raise explain_shortage(recipe, place, shortage)
     return EXIT_DONE
 
 
@@ -100,11 +104,13 @@ def _run(context: _Context) -> Shortage | None:
         loader = build.build_train_loader(context.recipe, splits, context.place.world, context.place.device)
         if not job.test_only:
             loader = settle_micro_batch(context.recipe, splits, loader, context.place)
+            check_repeatable(context.recipe, splits.num_classes, loader.plan, context.place)
         state = _build_state(context, splits)
         _check_lowest_lr(context.recipe, loader)
         if context.checkpoint is not None and not job.test_only:
             check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
             say_differences(context.checkpoint["recipe"], context.recipe, console)
+            say_other_machine(context.checkpoint, context.place)
     _warn_of_odd_settings(context, splits, loader)
     if context.checkpoint is not None and state.progress.is_over(count_steps(context.recipe, loader)):
         console.say(f"{context.start.checkpoint_file}: the run is finished: {state.progress.step:,} steps are done")

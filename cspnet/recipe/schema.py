@@ -333,6 +333,9 @@ class TrainRecipe:
     max_skipped: PositiveCount = 10
     """A step whose loss or gradient is not finite changes nothing. After so many in a row the run goes back to its last
     good checkpoint, once; after as many again it ends."""
+    deterministic: bool = False
+    """Equal bits in every run on the same hardware with the same versions (and, on a CPU, number of threads); slower.
+    What cannot be computed so is an error. On a CPU it changes nothing but that."""
     seed: Count = 42
     """Seed of everything that is drawn."""
 

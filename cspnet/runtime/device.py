@@ -34,7 +34,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
             raise DeviceError(f"train.device: GPU {index} was asked for, but there are {torch.cuda.device_count()}")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("train.device: mps was asked for, but it is not available here; use --device cpu or auto")
     elif device.type not in ("cpu", "mps"):
