@@ -83,17 +83,19 @@ def read_step(file: Path) -> tuple[int, bool]:
 
 
 def watch(process: subprocess.Popen[bytes], file: Path, steps: int, every: int, workers: int) -> list[Sample]:
-    """Samples of a training, one a record, until it ends; none while a validation has reading processes of its own."""
+    """Samples of a training, one a record, until it ends; none while processes come or go, as for a validation."""
     samples: list[Sample] = []
     with open_bar(steps, "trained", "step") as bar:
         while process.poll() is None:
             step, trains = read_step(file)
             children = find_children(process.pid) if trains and step > (samples[-1].step if samples else 0) else []
-            if children and len(children) == workers:
-                samples.append(Sample(step, read_pss(process.pid), sum(map(read_pss, children))))
-                bar.update(step - bar.n)
+            if children and len(children) == workers and step < steps:
+                sample = Sample(step, read_pss(process.pid), sum(map(read_pss, children)))
+                if find_children(process.pid) == children:
+                    samples.append(sample)
+                    bar.update(step - bar.n)
             time.sleep(0.005)
-    return [sample for sample in samples if sample.main]
+    return samples
 
 
 def fit_line(samples: list[Sample]) -> tuple[float, float]:
