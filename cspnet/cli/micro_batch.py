@@ -36,7 +36,7 @@ _LESS = "use a smaller --img-size, --grad-checkpointing, or another --model"
 def settle_micro_batch(recipe: Recipe, splits: Splits, loader: TrainLoader, place: Place) -> TrainLoader:
     """The loader, for train.micro_batch auto with the largest micro-batch with which training and validation fit.
 
-    The pictures of a process's step stay what they are. All processes take the smallest of their answers.
+    The pictures of a step stay the same. All processes take the smallest of their answers.
 
     Raises:
         DeviceError: not even one picture fits, or a validation batch of the size asked for does not.

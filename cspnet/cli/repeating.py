@@ -60,5 +60,5 @@ def say_other_machine(checkpoint: Mapping[str, Any], place: Place) -> None:
     changes = [f"{key} {before[key]}, now {now[key]}" for key in before.keys() & now.keys() if before[key] != now[key]]
     if changes:
         place.console.warn(
-            f"saved with {'; '.join(sorted(changes))}: the same pictures, but numbers will differ in their last bits"
+            f"saved with {'; '.join(sorted(changes))}: the same pictures, but the numbers will not be equal to the bit"
         )

@@ -313,9 +313,10 @@ class TrainRecipe:
     """Pictures per step, over all processes, however many there are: batch_size is then the most that a forward pass
     takes, and accumulate what is left to do. null: as batch_size and accumulate say."""
     micro_batch: PositiveCount | Literal["auto"] | None = None
-    """The most that a forward pass takes, for memory's sake: a process's pictures of a step stay what they are, and are
-    taken in as many passes of equal size as that needs. auto: the most that fits on the GPU, tried at each start. Only
-    mixing partners and BatchNorm's batches, which lie inside a pass, depend on it. null: as the settings above say."""
+    """The most that a forward pass takes, for memory's sake: the pictures of a step, their crops and lr stay the same,
+    and each process takes its share of them in as many passes of equal size as that needs. auto: the most that fits on
+    the GPU, tried at each start. Mixing partners and BatchNorm's batches, which lie inside a pass, depend on it. null:
+    as the settings above say."""
     epochs: PositiveCount = 120
     """Length of the run in passes over the training pictures; steps, where given, come before it."""
     steps: PositiveCount | None = None
