@@ -26,7 +26,7 @@ from cspnet.runtime.memory import (
     is_out_of_memory,
     peak_bytes,
 )
-from cspnet.training.loop import Run
+from cspnet.training.run import Run
 
 __all__ = ["Shortage", "explain_shortage", "note_shortage", "settle_micro_batch"]
 
@@ -129,7 +129,7 @@ def note_shortage(run: Run, work: Callable[[], None], *, trains: bool = True) ->
             plan=run.plan,
             size_px=build_geometry(data).size_px if validates else build_sizes(data).size_at(progress.epoch),
             eval_batch=settle_eval_batch(run.recipe, run.plan.batch_size) if validates else None,
-            saves=run.checkpoints is not None,
+            saves=run.saver is not None,
         )
     return None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from cspnet.cli import build
 from cspnet.cli.build_run import Place
 from cspnet.data.feed import Batch
-from cspnet.data.mixing import mix_batch, soft_targets
+from cspnet.data.mixing import mirror, mix_batch, soft_targets
 from cspnet.data.policies import Eraser
 from cspnet.data.transforms import build_sizes
 from cspnet.evaluation.evaluate import evaluate
@@ -85,13 +85,14 @@ class Trial:
         rng = generator_at(self.recipe.train.seed, "trial")
         pixels = torch.from_numpy(rng.integers(0, 256, (batch_size, side_px, side_px, 3), dtype=np.uint8))
         labels = torch.from_numpy(rng.integers(0, self.num_classes, batch_size))
+        flipped = torch.from_numpy(rng.random(batch_size) < 0.5)
         device = self.place.device
-        return [Batch(pixels.to(device, copy=True), labels.to(device), []) for _ in range(2)]
+        return [Batch(pixels.to(device, copy=True), labels.to(device), flipped.to(device), []) for _ in range(2)]
 
     def _micro_batches(self, pictures: list[Batch], step: int, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
         cfg, place = self.recipe, self.place
         for micro in range(passes):
-            images = self.prepare(pictures[micro].images)
+            images = self.prepare(mirror(pictures[micro].images, pictures[micro].flipped))
             smoothing = cfg.loss.smoothing, cfg.loss.smoothing_over
             soft = soft_targets(pictures[micro].targets, self.num_classes, *smoothing)
             address = (step, micro * place.world.size + place.world.rank)
