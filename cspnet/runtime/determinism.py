@@ -76,5 +76,5 @@ def deterministic_algorithms(*, enabled: bool, environment: MutableMapping[str, 
     finally:
         torch.use_deterministic_algorithms(mode, warn_only=warns)
         cudnn.benchmark, cudnn.deterministic = before
-        if cublas is None:
+        if cublas is None and not torch.cuda.is_initialized():  # cuBLAS, where it runs, has taken it for good
             environment.pop(_CUBLAS, None)
