@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from cspnet.errors import DeviceError, UserError
+from cspnet.runtime.meeting import meet_anew
 
 __all__ = [
     "World",
@@ -77,8 +78,10 @@ def join_world(world: World) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    timeout = timedelta(minutes=30)
     try:
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timedelta(minutes=30))
+        store = _open_store(world, timeout)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     except (dist.DistError, RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
@@ -90,6 +93,15 @@ def join_world(world: World) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _open_store(world: World, timeout: timedelta) -> dist.Store | None:
+    """Where the processes meet: a new corner of torchrun's store. None leaves it to torch, where torchrun has none."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, timeout=timeout, wait_for_workers=False)
+    return meet_anew(store, world.rank, world.size, timeout)
 
 
 def on_main(world: World, work: Callable[[], T]) -> T:
