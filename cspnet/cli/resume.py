@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cspnet.cli import build
 from cspnet.cli.run_folder import Start
 from cspnet.errors import CheckpointError, DataError, ModelError
@@ -14,6 +16,7 @@ from cspnet.recipe.load import list_differences
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.runtime.distributed import World
+from cspnet.runtime.random import integer_at
 from cspnet.training.state import Progress, TrainState
 from cspnet.weights.load import load_state_dict
 
@@ -87,8 +90,10 @@ def check_same_run(
         raise CheckpointError(f"{where}: its seed is {seed}, this run's is {recipe.train.seed}; keep --seed {seed}")
 
 
-def restore(state: TrainState, checkpoint: Mapping[str, Any], world: World, start: Start, console: Console) -> None:
-    """Fill a fresh state from a checkpoint."""
+def restore(
+    state: TrainState, checkpoint: Mapping[str, Any], seed: int, world: World, start: Start, console: Console
+) -> None:
+    """Fill a fresh state from a checkpoint; `seed` is the run's."""
     where = str(start.checkpoint_file)
     load_state_dict(state.model, checkpoint["state_dict"], where=where)
     if state.ema is not None:
@@ -112,9 +117,10 @@ def restore(state: TrainState, checkpoint: Mapping[str, Any], world: World, star
         state.scaler.load_state_dict(checkpoint["scaler"])
     state.progress = Progress(**checkpoint["progress"])
     ranks = checkpoint["ranks"]
-    if len(ranks) == world.size:
-        state.load_rank_dict(ranks[world.rank])
-    else:
+    if len(ranks) != world.size:
         console.warn(
-            f"saved by {len(ranks)} processes, resumed by {world.size}: dropout and BatchNorm will differ from then"
+            f"saved by {len(ranks)} processes, resumed by {world.size}: the pictures and their crops are the same; "
+            "dropout, BatchNorm's averages and, in forward passes of another size, mixing differ from here on"
         )
+    torch.manual_seed(integer_at(seed, "torch", world.rank, state.progress.step))  # for a rank that saved none
+    state.load_rank_dicts(ranks, world.rank, world.size)

@@ -168,7 +168,7 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
         model = build.convert_sync_bn(model, context.place.device)
     state = build.build_state(recipe, model, context.place.world, context.place.device, context.place.amp_dtype)
     if checkpoint is not None:
-        restore(state, checkpoint, context.place.world, start, context.place.console)
+        restore(state, checkpoint, recipe.train.seed, context.place.world, start, context.place.console)
     return state
 
 

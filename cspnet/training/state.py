@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -143,10 +144,17 @@ class TrainState:
             "cuda_rng": torch.cuda.get_rng_state() if self.window.values.is_cuda else None,
         }
 
-    def load_rank_dict(self, saved: dict[str, Any]) -> None:
-        """The counterpart of `rank_to_dict`."""
-        self.window.values.copy_(torch.tensor(saved["window"], dtype=torch.float64))
-        self.epoch_sums.values.copy_(torch.tensor(saved["epoch_sums"], dtype=torch.float64))
-        torch.set_rng_state(saved["torch_rng"])
-        if saved["cuda_rng"] is not None and self.window.values.is_cuda:
-            torch.cuda.set_rng_state(saved["cuda_rng"])
+    def load_rank_dicts(self, saved: Sequence[dict[str, Any]], rank: int, size: int) -> None:
+        """The counterpart of `rank_to_dict`, from what all processes have saved, for one of `size` processes.
+
+        What they have summed is shared out, so that all together have all of it. The random state is that of the same
+        rank; without one it stays as it is.
+        """
+        mine = saved[rank::size]
+        for name, sums in (("window", self.window), ("epoch_sums", self.epoch_sums)):
+            sums.values.copy_(torch.tensor([share[name] for share in mine], dtype=torch.float64).reshape(-1, 4).sum(0))
+        if rank >= len(saved):
+            return
+        torch.set_rng_state(saved[rank]["torch_rng"])
+        if saved[rank]["cuda_rng"] is not None and self.window.values.is_cuda:
+            torch.cuda.set_rng_state(saved[rank]["cuda_rng"])
