@@ -141,7 +141,9 @@ def _roll_back(run: Run, place: Place) -> Path | None:
 
     file = on_main(place.world, find)
     if file is not None:
-        restore(run.state, read_checkpoint(file), place.world, Start(run.folder, file), place.console)
+        restore(
+            run.state, read_checkpoint(file), run.recipe.train.seed, place.world, Start(run.folder, file), place.console
+        )
         run.report.close()
         run.report = _open_report(run.recipe, run.state, place, run.folder, resumed=True)
     return file

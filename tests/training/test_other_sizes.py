@@ -49,12 +49,12 @@ def create_loaders(recipe: Recipe, processes: int) -> list[TrainLoader]:
 
 
 def hash_batch(addresses: list[BatchAddress], batches: list[Batch]) -> str:
-    """Of what a step is given: places in the order, pictures, targets and pixels."""
+    """Of what a step is given: places in the order, pictures, targets, pixels, and which are to be mirrored."""
     state = hashlib.sha256()
     for name in ("positions", "samples"):
         state.update(np.concatenate([getattr(address, name) for address in addresses]).tobytes())
-    state.update(torch.cat([batch.targets for batch in batches]).numpy().tobytes())
-    state.update(torch.cat([batch.images for batch in batches]).numpy().tobytes())
+    for name in ("targets", "images", "flipped"):
+        state.update(torch.cat([getattr(batch, name) for batch in batches]).numpy().tobytes())
     return state.hexdigest()
 
 
@@ -82,7 +82,8 @@ def expected(picture_tree: Path) -> list[str]:
         samples = epoch_order(SEED, epoch, len(index))[positions]
         draws = [generator_at(SEED, "augment", epoch, int(position)) for position in positions]
         seen = [view(open_picture(index.read(int(i))), rng, 16) for i, rng in zip(samples, draws, strict=True)]
-        batch = Batch(torch.from_numpy(np.stack(seen)), torch.from_numpy(index.labels[samples].astype(np.int64)), [])
+        images, flipped = (torch.from_numpy(np.stack(column)) for column in zip(*seen, strict=True))
+        batch = Batch(images, torch.from_numpy(index.labels[samples].astype(np.int64)), flipped, [])
         hashes.append(hash_batch([BatchAddress(epoch, positions, samples)], [batch]))
     return hashes
 
