@@ -39,7 +39,7 @@ def check_repeatable(recipe: Recipe, num_classes: int, plan: BatchPlan, place: P
             f"--deterministic: two equal steps on {place.device} gave different bits in {names[0]} and "
             f"{len(names) - 1} other tensors; choose another --model or option of it, or leave it out"
         )
-    place.console.say("deterministic: two equal steps gave equal bits (docs/RELIABILITY.md: what it costs)")
+    place.console.say("deterministic: two equal steps gave equal bits (docs/BENCHMARKS.md: what it costs)")
 
 
 def _take_step(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Place) -> dict[str, bytes]:
