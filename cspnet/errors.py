@@ -16,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DeviceError",
+    "LostProcessError",
     "ModelError",
     "RecipeError",
     "RunFolderError",
@@ -35,10 +36,12 @@ EXIT_STOPPED = 75
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, where, what was expected, what to do.
 
-    `shared` is true when every process of the run raises the same error, so that only the first has to print it.
+    `shared` is true when every process of the run raises the same error, so that only the first has to print it;
+    `is_told`, when another process has printed it.
     """
 
     shared = False
+    is_told = False
     exit_code = EXIT_USER
 
 
@@ -74,6 +77,12 @@ class DeviceError(UserError):
 
 class WorkerError(UserError):
     """A reading process that died or has no room for its batches."""
+
+
+class LostProcessError(UserError):
+    """Another process of the run has died, or does not come: nothing is wrong with what the user asked for."""
+
+    exit_code = EXIT_BUG
 
 
 class TrainingError(UserError):

@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.conftest import ROOT
 
-__all__ = ["heed_ctrl_c", "members_of", "start_group", "wait_for_the_end_of"]
+__all__ = ["free_port", "heed_ctrl_c", "members_of", "start_group", "wait_for_the_end_of"]
 
 
-def start_group(*command: object) -> subprocess.Popen[str]:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def start_group(*command: object, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """A script of the project as the leader of a process group, its output in pipes."""
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

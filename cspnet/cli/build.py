@@ -277,8 +277,14 @@ def build_network(model: nn.Module, world: World, device: torch.device) -> nn.Mo
     """The model itself, or its data-parallel view: one gradient exchange a step, rank 0's buffers for all."""
     if world.size == 1:
         return model
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.process_group = world.group  # nccl wants all that goes on at the same time in one group
     return nn.parallel.DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        process_group=world.group,
+        gradient_as_bucket_view=True,
     )
 
 

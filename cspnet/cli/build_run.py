@@ -23,7 +23,7 @@ from cspnet.recipe.load import recipe_to_values, recipe_to_yaml
 from cspnet.recipe.schema import CheckpointRecipe, Recipe
 from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog, RunReport
-from cspnet.runtime.distributed import World, on_main
+from cspnet.runtime.distributed import World, hurry, on_main
 from cspnet.runtime.signals import StopRequest
 from cspnet.training.checkpoint import FORMAT, find_checkpoint, read_checkpoint
 from cspnet.training.run import Run
@@ -69,7 +69,7 @@ def build_run(
         resumed: the state comes from a checkpoint: records begin behind its step.
         dry_run: one more step and one validation batch.
     """
-    world, device, plan = place.world, place.device, loader.plan
+    world, device, plan = hurry(place.world, recipe.train.timeout_s), place.device, loader.plan
     bad_images = BadImageLog(folder, place.console)
     validate = None
     if splits.val is not None:
@@ -139,10 +139,10 @@ def _roll_back(run: Run, place: Place) -> Path | None:
         found = find_checkpoint(run.folder / "checkpoints", place.console.warn, behind_good_step=True)
         return found[0] if found else None
 
-    file = on_main(place.world, find)
+    file = on_main(run.world, find)
     if file is not None:
         restore(
-            run.state, read_checkpoint(file), run.recipe.train.seed, place.world, Start(run.folder, file), place.console
+            run.state, read_checkpoint(file), run.recipe.train.seed, run.world, Start(run.folder, file), place.console
         )
         run.report.close()
         run.report = _open_report(run.recipe, run.state, place, run.folder, resumed=True)

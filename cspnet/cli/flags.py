@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from cspnet.errors import EXIT_BUG, EXIT_STOPPED, UserError
 from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
+from cspnet.runtime.leaving import leave
 from cspnet.runtime.signals import Stopped
 
 __all__ = ["FlagParser", "add_recipe_flags", "join_tokens", "non_empty_path", "read_overrides", "run_door"]
@@ -141,11 +142,15 @@ def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] 
 
     An error that all processes of a run share is printed by the first one only.
     """
+    return leave(_run(name, work, environment))
+
+
+def _run(name: str, work: Callable[[], int], environment: Mapping[str, str]) -> int:
     try:
         return work()
     except UserError as error:
         rank = environment.get("RANK", "0")
-        if rank == "0" or not error.shared:
+        if not error.is_told and (rank == "0" or not error.shared):
             place = "" if rank == "0" else f"[rank {rank}] "
             print(f"{place}{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

@@ -79,7 +79,7 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
         world = read_world()
         stop.speaks = world.is_main
         console = Console(world.rank)
-    with join_world(world):
+    with join_world(world) as world:
         start = on_main(world, lambda: find_start(job.output_dir, job.resume, writes=job.writes, warn=console.warn))
         checkpoint = read_checkpoint(start.checkpoint_file) if start.checkpoint_file else None
         with shared_errors():

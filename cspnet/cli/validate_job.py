@@ -21,7 +21,7 @@ from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog
 from cspnet.runtime.device import choose_amp_dtype, choose_device
-from cspnet.runtime.distributed import join_world, on_main, read_world
+from cspnet.runtime.distributed import hurry, join_world, naming_the_missing, on_any_rank, on_main, read_world
 from cspnet.runtime.files import write_atomically
 from cspnet.runtime.memory import told_shortage
 from cspnet.weights.darknet import DarknetFile
@@ -69,7 +69,7 @@ def run_validate_job(job: ValidateJob) -> int:
         world = read_world()
         console = Console(world.rank)
         device = choose_device(job.overrides["train.device"], world.local_rank)
-    with join_world(world):
+    with join_world(world) as world:
         with shared_errors():
             subject = _read_subject(job, read_weight_file(job.checkpoint, job.source))
             recipe, weights = subject.recipe, subject.weights
@@ -85,16 +85,20 @@ def run_validate_job(job: ValidateJob) -> int:
             console.say(f"pictures encoded anew: {index.encoding}")
         for warning in weights.warnings:
             console.warn(f"{job.checkpoint}: {warning}")
+        hurried = hurry(world, recipe.train.timeout_s)
         validate = build.build_validation(
             recipe,
             index,
-            world=world,
+            world=hurried,
             device=device,
             amp_dtype=amp_dtype,
             report_bad=lambda bad: BadImageLog(None, console).add(bad, "counted as wrong"),
         )
-        with told_shortage(device, "in the validation", "use a smaller --batch-size"):
-            result = validate(model)
+        with (
+            told_shortage(device, "in the validation", "use a smaller --batch-size"),
+            naming_the_missing(hurried, lambda: "the validation"),
+        ):
+            result = validate(model, lambda: on_any_rank(hurried, False))  # so that all are at the same batch
         if result.num_unreadable:
             console.warn(
                 f"{result.num_unreadable} of {result.num_samples} pictures cannot be read; they count as wrong"

@@ -337,6 +337,9 @@ class TrainRecipe:
     deterministic: bool = False
     """Equal bits in every run on the same hardware with the same versions (and, on a CPU, number of threads); slower.
     What cannot be computed so is an error. On a CPU it changes nothing but that."""
+    timeout_s: Annotated[float, Field(ge=1, le=604800)] = 300.0
+    """Of several processes: how long they wait for one in the loop before they end and name it; it has to be enough for
+    writing a checkpoint. Until the loop begins they wait for half an hour."""
     seed: Count = 42
     """Seed of everything that is drawn."""
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from threading import Timer
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from cspnet.errors import DeviceError, UserError
+from cspnet.errors import EXIT_DONE, EXIT_STOPPED, DeviceError, UserError
+from cspnet.runtime.leaving import leave, leave_by_force
 from cspnet.runtime.meeting import meet_anew
+from cspnet.runtime.roll_call import RollCall, open_lines
+from cspnet.runtime.signals import Stopped
 
 __all__ = [
     "World",
     "broadcast_buffers",
     "gather_objects",
+    "hurry",
     "join_world",
+    "naming_the_missing",
     "on_any_rank",
     "on_main",
     "read_world",
@@ -27,6 +34,16 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+START_UP_S = 1800.0
+"""How long processes wait for each other before the loop: one of them alone may be looking up a million pictures."""
+_LATE = re.compile(r"Timed out waiting|Application timeout")
+_BROKEN_OFF = re.compile(rf"gloo/|pair closure|(closed|reset) by peer|{_LATE.pattern}")
+"""What gloo says, which has no exception of its own. Source: gloo/transport/tcp/pair.cc and unbound_buffer.cc."""
+_MARGIN_S = 60.0
+"""On GPUs, nccl waits longer than gloo by this: it would end the process without a word."""
+_FAREWELL_S = 60.0
+"""How long leaving may take when all is done."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,14 @@ class World:
     local_size: int = 1
     launched: bool = False
     """Whether torchrun, or something that sets its variables, started this process."""
+    roll: RollCall | None = field(default=None, compare=False, repr=False)
+    """Who is there; None before they have met, and in a world of one process."""
+    group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
+    """What the processes exchange goes through this; None is the group that they start with."""
+    host_group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
+    """The same, for what never lies on a GPU."""
+    timeout_s: float = START_UP_S
+    """How long one waits for the others."""
 
     @property
     def is_main(self) -> bool:
@@ -68,20 +93,22 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
 
 
 @contextmanager
-def join_world(world: World) -> Iterator[None]:
+def join_world(world: World) -> Iterator[World]:
     """Join the other processes, and leave them at the end: nccl for what lies on GPUs, gloo for the rest.
+
+    The others are told when an error ends this process, and an error in theirs ends this one.
 
     Raises:
         DeviceError: the processes cannot meet.
+        LostProcessError: another one has died, or does not come.
     """
     if not world.launched:
-        yield
+        yield world
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    timeout = timedelta(minutes=30)
+    timeout = timedelta(seconds=START_UP_S)
     try:
         store = _open_store(world, timeout)
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+        dist.init_process_group(_backend(), store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     except (dist.DistError, RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
@@ -89,10 +116,89 @@ def join_world(world: World) -> Iterator[None]:
             f"the processes cannot meet at {address}: {reason}; choose a free port with torchrun --master-port, "
             "or let torchrun find one with --standalone"
         ) from error
+    if world.size == 1:
+        try:
+            yield world
+        finally:
+            dist.destroy_process_group()
+        return
+    master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    roll = open_lines(
+        world.rank, world.size, master, lambda mine: gather_objects(world, mine), speaks=world.local_rank == 0
+    )
+    try:
+        with naming_the_missing(replace(world, roll=roll), lambda: "the start"):
+            yield replace(world, roll=roll)
+    except Stopped as stopped:
+        roll.tell_end(stopped)
+        _say_goodbye(EXIT_STOPPED)
+        raise
+    except BaseException as error:
+        leave_by_force()  # there may be exchanges that never end
+        roll.tell_end(error)
+        raise
+    roll.tell_end(None)
+    _say_goodbye(EXIT_DONE)
+
+
+def _backend() -> str:
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _say_goodbye(code: int) -> None:
+    """Leave the groups, or end the process with this code if that takes too long: nothing is lost any more."""
+
+    def end() -> None:
+        leave_by_force()
+        leave(code)
+
+    timer = Timer(_FAREWELL_S, end)
+    timer.daemon = True
+    timer.start()
+    dist.destroy_process_group()
+    timer.cancel()
+
+
+def hurry(world: World, timeout_s: float) -> World:
+    """The same world, in which nobody waits for others for longer than this. All processes call it together."""
+    if world.size == 1:
+        return world
+
+    def create_group(backend: str, timeout_s: float) -> dist.ProcessGroup:
+        return cast(dist.ProcessGroup, dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s)))
+
+    host_group = create_group("gloo", timeout_s)
+    group = create_group(_backend(), timeout_s + _MARGIN_S) if torch.cuda.is_available() else host_group
+    return replace(world, group=group, host_group=host_group, timeout_s=timeout_s)
+
+
+@contextmanager
+def naming_the_missing(
+    world: World, place: Callable[[], str], before: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """In this block, an exchange that fails because of another process is an error that names it.
+
+    Args:
+        place: what this process is in, such as "step 13".
+        before: called first when that happens.
+    Raises:
+        LostProcessError: another process has died, has failed, or has not come in time.
+        UserError: another one has ended with it.
+    """
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except Stopped as stopped:
+        # Launchers stop those that are left when one has failed.
+        if world.roll is None or stopped.is_saved or not world.roll.has_lost_somebody():
+            raise
+        raise world.roll.explain(place(), "") from None
+    except RuntimeError as error:
+        if world.roll is None or not (isinstance(error, dist.DistError) or _BROKEN_OFF.search(str(error))):
+            raise
+        before()
+        setting = " (train.timeout_s)" * (world.group is not None)
+        is_late = bool(_LATE.search(str(error)))
+        raise world.roll.explain(place(), f"within {world.timeout_s:g} s{setting}" if is_late else "") from error
 
 
 def _open_store(world: World, timeout: timedelta) -> dist.Store | None:
@@ -114,7 +220,7 @@ def on_main(world: World, work: Callable[[], T]) -> T:
             outcome[0] = work()
         except UserError as error:
             outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=world.host_group)
     if outcome[1] is not None:
         outcome[1].shared = True
         raise outcome[1]
@@ -126,14 +232,16 @@ def gather_objects(world: World, value: T) -> list[T]:
     if world.size == 1:
         return [value]
     values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=world.host_group)
     return values
 
 
 def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, summed in place over all processes."""
     if world.size > 1:
-        dist.all_reduce(tensor)
+        if tensor.is_cuda:
+            on_any_rank(world, False)  # who asks for the sum waits for the GPU, where nobody tells who is missing
+        dist.all_reduce(tensor, group=world.group)
     return tensor
 
 
@@ -142,7 +250,7 @@ def on_any_rank(world: World, *flags: bool) -> list[bool]:
     if world.size == 1:
         return list(flags)
     values = torch.tensor(flags, dtype=torch.int32)
-    dist.all_reduce(values, dist.ReduceOp.MAX)
+    dist.all_reduce(values, dist.ReduceOp.MAX, group=world.host_group)
     return [bool(value) for value in values.tolist()]
 
 
@@ -150,4 +258,4 @@ def broadcast_buffers(world: World, module: torch.nn.Module) -> None:
     """Give all processes the first one's buffers (BatchNorm's running statistics), which is what gets saved."""
     if world.size > 1:
         for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+            dist.broadcast(buffer, src=0, group=world.group)

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from cspnet.runtime.leaving import leaves_by_force
+
 __all__ = ["STOP_SIGNALS", "StopRequest", "Stopped", "heed_stop_signals"]
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -26,6 +28,8 @@ class Stopped(BaseException):
 
     Not an Exception: it goes past whatever handles errors, as KeyboardInterrupt does.
     """
+
+    is_saved = False
 
 
 class StopRequest:
@@ -46,6 +50,10 @@ class StopRequest:
             yield
         finally:
             self._may_wait = False
+
+    def hush(self) -> None:
+        """There will be no saving: signals are noted without a word."""
+        self.speaks = False
 
     @property
     def is_made(self) -> bool:
@@ -71,8 +79,9 @@ class StopRequest:
 def heed_stop_signals() -> Iterator[StopRequest]:
     """Handle the stop signals of this process; afterwards whoever handled them before does so again.
 
-    Behind a Stopped the process is about to end, with everything saved: a launcher that stops it then, because another
-    one has ended already, must not change its exit code. Ctrl-C ends it at once.
+    Behind a Stopped the process is about to end, with everything saved, and where it leaves by force it is about to say
+    why: a launcher that stops it then, because another one has ended already, must not change its exit code. Ctrl-C
+    ends it at once.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -81,7 +90,9 @@ def heed_stop_signals() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, request.handle) for number in STOP_SIGNALS}
     try:
         yield request
-    except Stopped:
+    except BaseException as error:
+        if not (isinstance(error, Stopped) or leaves_by_force()):
+            raise
         before = dict.fromkeys(before, signal.SIG_IGN) | {signal.SIGINT: lambda number, frame: os._exit(128 + number)}
         raise
     finally:

@@ -23,11 +23,12 @@ from typing import Any
 from cspnet.data.loader import Batch
 from cspnet.errors import TrainingError, UserError
 from cspnet.evaluation.metrics import EvalResult
-from cspnet.runtime.distributed import broadcast_buffers, gather_objects, sum_over_ranks
+from cspnet.runtime.distributed import broadcast_buffers, gather_objects, naming_the_missing, sum_over_ranks
 from cspnet.runtime.signals import Stopped
 from cspnet.training.batches import micro_batches
 from cspnet.training.looking_back import TooManySkipped, look_back, roll_back
 from cspnet.training.run import Run
+from cspnet.training.state import Progress
 from cspnet.training.step import train_step
 
 __all__ = ["fit"]
@@ -65,7 +66,24 @@ def fit(run: Run) -> None:
             not been stopped.
         RunFolderError: checkpoints cannot be written any more, or the last one could not.
         TrainingError: loss or gradients stay broken.
+        LostProcessError: another process has died, or does not come.
     """
+    try:
+        with naming_the_missing(run.world, lambda: _place(run.state.progress), before=run.stop.hush):
+            _fit(run)
+    finally:
+        if run.saver:
+            run.saver.wait()
+
+
+def _place(progress: Progress) -> str:
+    """Where the processes meet next."""
+    if progress.epoch_is_trained:
+        return f"the validation behind step {progress.step:,}"
+    return f"step {progress.step + 1:,}" + f" (all had done step {progress.step:,})" * bool(progress.step)
+
+
+def _fit(run: Run) -> None:
     if run.state.progress.is_over(run.total_steps):
         return
     try:
@@ -78,12 +96,10 @@ def fit(run: Run) -> None:
     except Stopped as stopped:
         _save(run, is_best=False, is_last=True)
         _finish_saving(run)
-        progress = run.state.progress
         saved = "saved: go on with --resume auto" if run.saver else "nothing was to be saved"
-        raise Stopped(f"{stopped} behind step {progress.step:,}; {saved}") from None
-    finally:
-        if run.saver:
-            run.saver.wait()
+        ended = Stopped(f"{stopped} behind step {run.state.progress.step:,}; {saved}")
+        ended.is_saved = True
+        raise ended from None
 
 
 def _train(run: Run) -> None:

@@ -120,6 +120,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "train.channels_last": ("false", False),
     "train.grad_checkpointing": ("true", True),
     "train.sync_bn": ("true", True),
+    "train.timeout_s": ("30", 30.0),
     "train.seed": ("7", 7),
     "eval.batch_size": ("500", 500),
     "eval.every_epochs": ("2", 2),
