@@ -20,6 +20,7 @@ __all__ = [
     "ModelError",
     "RecipeError",
     "RunFolderError",
+    "StalledError",
     "TrainingError",
     "UserError",
     "WorkerError",
@@ -43,6 +44,8 @@ class UserError(Exception):
     shared = False
     is_told = False
     exit_code = EXIT_USER
+    ends_by_force = False
+    """Whether what hangs would hold up the end of the process too."""
 
 
 @contextlib.contextmanager
@@ -83,6 +86,14 @@ class LostProcessError(UserError):
     """Another process of the run has died, or does not come: nothing is wrong with what the user asked for."""
 
     exit_code = EXIT_BUG
+    ends_by_force = True
+
+
+class StalledError(UserError):
+    """A disk, or whatever reads from it, gives nothing any more."""
+
+    exit_code = EXIT_BUG
+    ends_by_force = True
 
 
 class TrainingError(UserError):

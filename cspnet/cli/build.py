@@ -157,7 +157,7 @@ def build_train_loader(recipe: Recipe, splits: Splits, world: World, device: tor
     cfg = recipe.train
     plan = BatchPlan(len(splits.train), *settle_batch(cfg, world.size), world.size, cfg.seed, recipe.augment.repeats)
     pictures = TrainPictures(_build_reader(splits.train, recipe.data), build_train_transform(recipe), cfg.seed)
-    how = (plan, world.rank, _workers(recipe.data, world), recipe.data.prefetch, device)
+    how = (plan, world.rank, _workers(recipe.data, world), recipe.data.prefetch, device, recipe.data.timeout_s)
     if recipe.data.decoder == "gpu":
         return GpuDecodingLoader(pictures, *how, decode=create_gpu_decoder(device))
     return TrainLoader(pictures, *how)
@@ -199,6 +199,7 @@ def build_validation(
         recipe.data.prefetch,
         device,
         batch_size * world.size if one_batch else None,
+        recipe.data.timeout_s,
     )
     return functools.partial(
         evaluate,

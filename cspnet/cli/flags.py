@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from cspnet.errors import EXIT_BUG, EXIT_STOPPED, UserError
 from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
-from cspnet.runtime.leaving import leave
+from cspnet.runtime.leaving import leave, leave_by_force
 from cspnet.runtime.signals import Stopped
 
 __all__ = ["FlagParser", "add_recipe_flags", "join_tokens", "non_empty_path", "read_overrides", "run_door"]
@@ -153,6 +153,8 @@ def _run(name: str, work: Callable[[], int], environment: Mapping[str, str]) -> 
         if not error.is_told and (rank == "0" or not error.shared):
             place = "" if rank == "0" else f"[rank {rank}] "
             print(f"{place}{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if error.ends_by_force:
+            leave_by_force()
         return error.exit_code
     except Stopped as stopped:
         if environment.get("RANK", "0") == "0":

@@ -62,10 +62,16 @@ def create_parser() -> FlagParser:
     data.add_argument("--std", nargs="+", metavar="VALUE", help="of red, green, blue [the weights']")
     data.add_argument("--exif", choices=("apply", "ignore"), help="EXIF orientation [as in training]")
     data.add_argument("-j", "--workers", type=int, metavar="N", help="reading processes per process [from the cores]")
+    data.add_argument(
+        "--data-timeout", type=float, metavar="S", help="seconds without a sign of life of what reads [180]"
+    )
     how = parser.add_argument_group("how")
     how.add_argument("-b", "--batch-size", type=int, metavar="N", help="pictures per process [as in training]")
     how.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:<n>, mps [%(default)s]")
     how.add_argument("--precision", metavar="NAME", help="auto, bf16, fp16, fp32 [as in training]")
+    how.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds that processes wait for one that does not come [300]"
+    )
     how.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     return parser
 
@@ -96,6 +102,8 @@ def _validate(argv: Sequence[str]) -> int:
         "data.std": args.std and join_tokens(args.std),
         "data.exif": args.exif,
         "data.workers": args.workers,
+        "data.timeout_s": args.data_timeout,
+        "train.timeout_s": args.timeout,
         "eval.batch_size": args.batch_size,
         "train.device": args.device,
         "train.precision": args.precision,

@@ -30,6 +30,8 @@ from cspnet.weights.match import Weights, describes_itself, match_weights, read_
 
 __all__ = ["ValidateJob", "run_validate_job"]
 
+# Where the data lay in training, and on what machine, says nothing about where it lies now.
+_MACHINE_KEYS = ("data.workers", "data.timeout_s", "train.timeout_s", "train.device")
 _GEOMETRY_KEYS = ("data.val_px", "data.crop_ratio", "data.val_interpolation", "data.mean", "data.std")
 
 
@@ -129,8 +131,7 @@ def _read_subject(job: ValidateJob, content: Mapping[str, Any] | DarknetFile) ->
             raise CheckpointError(
                 f"{where}: holds {about['arch']}, not {job.overrides['model.name']}; leave --model out"
             )
-        # Where the data lay in training says nothing about where it lies now.
-        saved = {key: value for key, value in about["recipe"].items() if key not in ("data.workers", "train.device")}
+        saved = {key: value for key, value in about["recipe"].items() if key not in _MACHINE_KEYS}
         layers.append((where, saved))
     elif "model.name" not in job.overrides:
         raise CheckpointError(f"{where}: does not say which model it holds; name it with --model NAME")

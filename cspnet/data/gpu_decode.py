@@ -26,6 +26,7 @@ from cspnet.data.feed import BadImage, Batch
 from cspnet.data.loader import TrainLoader, TrainPictures, start_reading
 from cspnet.data.sampler import BatchAddress
 from cspnet.data.shared import create_shared
+from cspnet.data.signs import Signs
 from cspnet.data.transforms import RandomResizedView
 from cspnet.errors import DeviceError
 from cspnet.runtime.random import generator_at
@@ -148,6 +149,7 @@ class GpuDecodingLoader(TrainLoader):
             self.workers,
             self.prefetch,
             self.device,
+            Signs(self.workers, self.timeout_s, self.pictures.path),
         )
         return map(self._finish, encoded)
 

@@ -23,6 +23,7 @@ from cspnet.errors import DataError
 __all__ = ["find_left_out", "find_split", "open_index"]
 
 _FORMAT = 1
+_NO_FILE = "a pipe, a socket or a device, not a file"
 _LIST_LINE = re.compile(r"\s*(?P<path>\S|\S.*\S)[ \t]+(?P<label>[0-9]{1,9})\s*")
 
 
@@ -123,7 +124,8 @@ def open_index(
         complain: told of what cannot be taken in. If it returns, a line, a member or a shard is left out, an empty
             class is a class without samples, and unknown classes follow those of `classes`. Only `refuse` goes with
             the cache.
-        warn: told of an index that is older than its shards.
+        warn: told of an index that is older than its shards, and of what is named as a picture and is no file (once:
+            a kept index does not tell it again).
     Raises:
         DataError: empty or, from `refuse`, a class without pictures, an unknown class, a line that cannot be read, a
             missing file, a label out of range, or shards that are no whole set (see `open_shards`).
@@ -131,7 +133,7 @@ def open_index(
     start = Path(root).expanduser().resolve()
     path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name  # a link may have no name to go by
     if path.is_dir():
-        index = _open_listed(path, start, None, cache_dir, complain)
+        index = _open_listed(path, start, None, cache_dir, complain, warn)
         return _relabel(index, classes, complain) if classes else index
     names = _read_class_names(path)
     num_classes = num_classes or len(names) or None
@@ -139,7 +141,7 @@ def open_index(
         cache = _cache_file(path, start, cache_dir) if cache_dir is not None else None
         index = open_shards(path, cache, complain, warn)
     else:
-        index = _open_listed(path, start, num_classes, cache_dir, complain)
+        index = _open_listed(path, start, num_classes, cache_dir, complain, warn)
     if classes and names and names != tuple(classes):
         text = "names other classes, or in another order, than training has"
         complain(Problem("unknown_class", str(path.parent / "classes.txt"), text))
@@ -150,7 +152,12 @@ def open_index(
 
 
 def _open_listed(
-    path: Path, root: Path, num_classes: int | None, cache_dir: str | None, complain: Complain
+    path: Path,
+    root: Path,
+    num_classes: int | None,
+    cache_dir: str | None,
+    complain: Complain,
+    warn: Callable[[str], None],
 ) -> SampleIndex:
     """The index of a folder or a list, kept or new."""
     cache = _cache_file(path, root, cache_dir) if cache_dir is not None and complain is refuse else None
@@ -158,7 +165,7 @@ def _open_listed(
     if index is None:
         started_ns = time.time_ns()
         if path.is_dir():
-            index, stamps = _scan_folder(path, complain)
+            index, stamps = _scan_folder(path, complain, warn)
         else:
             index, stamps = _read_list(path, root, num_classes, complain)
         if cache and all(changed_ns < started_ns - RACY_NS for _, changed_ns in stamps):
@@ -171,7 +178,9 @@ def _out_of_range(place: str, label: int, name: str, num_classes: int) -> Proble
     return Problem("label_out_of_range", place, text)
 
 
-def _scan_folder(path: Path, complain: Complain) -> tuple[SampleIndex, list[tuple[str, int]]]:
+def _scan_folder(
+    path: Path, complain: Complain, warn: Callable[[str], None]
+) -> tuple[SampleIndex, list[tuple[str, int]]]:
     """A folder of class folders, in torchvision.datasets.ImageFolder's order; and the time stamps of its folders."""
     stamps = [(str(path), path.stat().st_mtime_ns)]
     classes = _class_folders(path)
@@ -179,15 +188,20 @@ def _scan_folder(path: Path, complain: Complain) -> tuple[SampleIndex, list[tupl
         raise DataError(f"{path}: no class folders; expected {path}/<class>/<picture>")
     names: list[str] = []
     labels: list[int] = []
+    left_out: list[str] = []
     for label, name in enumerate(classes):
         before = len(names)
-        for folder, files in sorted(_walk(path / name, complain)):
+        for folder, files, others in sorted(_walk(path / name, complain)):
+            left_out += [os.path.join(folder, other) for other in others if _is_picture(other)]
             stamps.append((folder, os.stat(folder).st_mtime_ns))
             inside = os.path.relpath(folder, path)
             names += [os.path.join(inside, f) for f in sorted(files) if _is_picture(f)]
         if len(names) == before:
             complain(Problem("empty_class", str(path / name), "no pictures in this class folder; fill it or remove it"))
         labels += [label] * (len(names) - before)
+    if left_out:
+        more = f", as are {len(left_out) - 1} more of the kind" * (len(left_out) > 1)
+        warn(f"{left_out[0]}: {_NO_FILE}: left out{more}")
     return _pack(str(path), names, [str(path)] * len(names), labels, classes), stamps
 
 
@@ -195,20 +209,46 @@ def _class_folders(path: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _walk(top: Path, complain: Complain) -> Iterator[tuple[str, list[str]]]:
-    """Every folder below `top`, through links too, with its files."""
+def _walk(top: Path, complain: Complain) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Every folder below `top`, through links too, with its files, and with what is neither: pipes, sockets, devices.
 
-    def say(error: OSError) -> None:
-        text = f"this folder cannot be read: {error.strerror}"
-        complain(Problem("unreadable_folder", error.filename, text))
+    What a link leads to is not looked at: that would take a call for each.
+    """
+    waiting = [str(top)]
+    while waiting:
+        folder = waiting.pop()
+        files: list[str] = []
+        others: list[str] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        if not _is_loop(folder, entry):
+                            waiting.append(entry.path)
+                            continue
+                        text = "links to a folder that it lies in; remove the link"
+                        complain(Problem("link_loop", entry.path, text))
+                    elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
+                        files.append(entry.name)
+                    else:
+                        others.append(entry.name)
+        except OSError as error:
+            text = f"this folder cannot be read: {error.strerror}"
+            complain(Problem("unreadable_folder", folder, text))
+            continue
+        yield folder, files, others
 
-    for folder, folders, files in os.walk(top, followlinks=True, onerror=say):
-        for name in folders.copy():
-            link = os.path.join(folder, name)
-            if os.path.islink(link) and Path(folder).resolve().is_relative_to(Path(link).resolve()):
-                complain(Problem("link_loop", link, "links to a folder that it lies in; remove the link"))
-                folders.remove(name)
-        yield folder, files
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round in a circle
+        return False
+
+
+def _is_loop(folder: str, entry: os.DirEntry[str]) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve())
 
 
 def _is_picture(name: str) -> bool:
@@ -225,7 +265,9 @@ def find_left_out(path: Path) -> Iterator[Problem]:
         elif not entry.is_dir():
             yield Problem("left_out", entry.path, "not in a class folder")
     for name in _class_folders(path):
-        for folder, files in sorted(_walk(path / name, lambda problem: None)):
+        for folder, files, others in sorted(_walk(path / name, lambda problem: None)):
+            for other in sorted(others):
+                yield Problem("left_out", os.path.join(folder, other), _NO_FILE)
             for file in sorted(file for file in files if not _is_picture(file)):
                 reason = "hidden: its name starts with a dot" if file.startswith(".") else "not named as a picture"
                 yield Problem("left_out", os.path.join(folder, file), reason)

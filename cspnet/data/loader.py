@@ -5,6 +5,7 @@ A batch is a function of its address alone: the workers hold no state, so their 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -18,6 +19,7 @@ from cspnet.data.feed import BadImage, Batch, feed
 from cspnet.data.sampler import BatchAddress, BatchPlan, eval_addresses
 from cspnet.data.samples import SampleIndex
 from cspnet.data.shared import FillsPlaces, Pictures, create_places, receive
+from cspnet.data.signs import Signs, note
 from cspnet.data.transforms import EvalTransform, TrainTransform
 from cspnet.data.workers import TellingErrors, read_all, start_worker
 from cspnet.errors import UserError
@@ -40,6 +42,7 @@ __all__ = [
 T = TypeVar("T")
 
 _REPLACEMENT_TRIES = 100
+DEFAULT_TIMEOUT_S = 180.0
 
 
 def default_workers(local_size: int) -> int:
@@ -65,6 +68,7 @@ class Reader:
         Raises:
             UnreadableImageError: it is missing or damaged; some damage comes out only where its pixels are used.
         """
+        note(sample)
         return open_picture(self.index.read(sample), self.exif, self.decoder)
 
     def blame(self, sample: int, error: Exception) -> ReadingError:
@@ -88,6 +92,10 @@ class TrainPictures(Pictures):
     def side_at(self, address: BatchAddress) -> int:
         """The side of a batch's pictures, in pixels."""
         return self.transform.sizes.size_at(address.epoch)
+
+    def path(self, sample: int) -> str:
+        """Where a sample lies."""
+        return self.reader.index.path(sample)
 
     def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[BadImage]]:
         """See `Pictures.fill`."""
@@ -144,6 +152,10 @@ class EvalPictures(Pictures):
         """The side of a batch's pictures, in pixels."""
         return self.transform.size_px
 
+    def path(self, sample: int) -> str:
+        """Where a sample lies."""
+        return self.reader.index.path(sample)
+
     def fill(self, address: BatchAddress, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[BadImage]]:
         """See `Pictures.fill`."""
         index = self.reader.index
@@ -177,9 +189,18 @@ def _as_is(batch: Any) -> Any:
 
 
 def start_reading(
-    items: Dataset[T], addresses: Callable[[], Iterator[Any]], workers: int, prefetch: int, device: torch.device
+    items: Dataset[T],
+    addresses: Callable[[], Iterator[Any]],
+    workers: int,
+    prefetch: int,
+    device: torch.device,
+    signs: Signs | None = None,
 ) -> Iterator[T]:
-    """The items of a data set at addresses, in their order; on the host, and pinned if the device is a GPU."""
+    """The items of a data set at addresses, in their order; on the host, and pinned if the device is a GPU.
+
+    Args:
+        signs: of so many workers, to be looked at when an item does not come; None waits for ever.
+    """
     loader: DataLoader[T] = DataLoader(
         TellingErrors(items),
         batch_size=None,  # an address is a whole batch
@@ -189,10 +210,11 @@ def start_reading(
         prefetch_factor=prefetch if workers else None,
         pin_memory=device.type == "cuda",
         multiprocessing_context=create_context() if workers else None,
-        worker_init_fn=start_worker,
+        timeout=signs.look_s if signs is not None and workers else 0,
+        worker_init_fn=functools.partial(start_worker, rows=signs.rows if signs is not None else None),
         generator=torch.Generator(),  # the loader draws a seed at each start: not from the generator of the model
     )
-    return read_all(loader)
+    return read_all(loader, signs)
 
 
 def _start_batches(
@@ -202,13 +224,15 @@ def _start_batches(
     workers: int,
     prefetch: int,
     device: torch.device,
+    timeout_s: float,
 ) -> Iterator[Batch]:
     """The batches at addresses, of at most `batch_size` pictures, on the device."""
+    signs = Signs(workers, timeout_s, pictures.path)
     if not workers:
-        return feed(start_reading(pictures, addresses, 0, prefetch, device), device)
+        return feed(start_reading(pictures, addresses, 0, prefetch, device, signs), device)
     # One for each batch that is being made or waits, and for the few that the loop has or is about to take.
     filling = FillsPlaces(pictures, create_places(workers * prefetch + 3, batch_size * 3 * pictures.max_px**2))
-    sent = start_reading(filling, lambda: filling.give_places(addresses()), workers, prefetch, device)
+    sent = start_reading(filling, lambda: filling.give_places(addresses()), workers, prefetch, device, signs)
     return feed(map(receive, sent), device)
 
 
@@ -222,6 +246,8 @@ class TrainLoader:
     workers: int
     prefetch: int
     device: torch.device
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    """How long no reading process may give a sign of life."""
 
     def start_at(self, epoch: int, sample: int) -> Iterator[Batch]:
         """Batches without end, from `sample` pictures into `epoch`; nothing before them is read."""
@@ -232,6 +258,7 @@ class TrainLoader:
             self.workers,
             self.prefetch,
             self.device,
+            self.timeout_s,
         )
 
 
@@ -248,6 +275,8 @@ class EvalLoader:
     device: torch.device
     limit: int | None = None
     """Stop after this many pictures of the split (over all processes)."""
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    """How long no reading process may give a sign of life."""
 
     @property
     def num_samples(self) -> int:
@@ -269,4 +298,5 @@ class EvalLoader:
             self.workers,
             self.prefetch,
             self.device,
+            self.timeout_s,
         )

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from cspnet.runtime.files import replacing
 
 __all__ = ["RACY_NS", "SampleIndex", "blame_file", "digest_samples", "join_paths", "read_arrays", "write_arrays"]
 
+_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Opening a pipe would wait for whoever writes to it."""
 RACY_NS = 2_000_000_000
 """What changed this shortly before its scan may change again without a new time stamp: such scans are not kept."""
 
@@ -61,10 +64,26 @@ class SampleIndex:
             DataError: this process has no more files or memory.
         """
         try:
-            with open(self.path(i), "rb", buffering=0) as file:
-                return file.read()
+            return _read_file(self.path(i))
         except OSError as error:
             raise blame_file(error, self.path(i)) from error
+
+
+def _read_file(path: str) -> bytes:
+    """What a file holds; a pipe, a socket or a device, which may never end, is not even waited for."""
+    opened = os.open(path, _AT_ONCE)
+    try:
+        found = os.fstat(opened)
+        if stat.S_ISDIR(found.st_mode):
+            raise UnreadableImageError(os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableImageError("a pipe, a socket or a device, not a file")
+        parts = []
+        while part := os.read(opened, found.st_size + 1):
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(opened)
 
 
 def blame_file(error: OSError, path: str, what: str = "") -> Exception:

@@ -60,6 +60,10 @@ class Pictures(Dataset[Batch], ABC):
             labels at all: nothing could be read, and the caller is to end the run where that can be done well.
         """
 
+    def path(self, sample: int) -> str:
+        """Where a sample lies, for messages."""
+        return f"sample {sample}"
+
     def shape_at(self, address: BatchAddress) -> tuple[int, int, int, int]:
         """The shape of a batch's images."""
         side = self.side_at(address)

@@ -9,15 +9,18 @@ import contextlib
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cspnet.data.shared import NO_ROOM
-from cspnet.errors import UserError, WorkerError
+from cspnet.data.signs import Alarm, Signs, adopt, rest
+from cspnet.errors import StalledError, UserError, WorkerError
 from cspnet.runtime.processes import held_back_signals, leave_with_parent
 
 __all__ = ["TellingErrors", "read_all", "start_worker"]
@@ -39,27 +42,49 @@ class TellingErrors(Dataset[Any]):
             return self.items[address]
         except UserError as error:
             return error
+        finally:
+            rest()
 
 
-def start_worker(number: int) -> None:
-    """Set up a reading process; torch has set its threads to one."""
+def start_worker(number: int, rows: Tensor | None = None) -> None:
+    """Set up a reading process, which is to note what it does in its row; torch has set its threads to one."""
     leave_with_parent()
+    if rows is not None:
+        adopt(rows[number])
 
 
-def read_all(loader: DataLoader[T]) -> Iterator[T]:
+def read_all(loader: DataLoader[T], signs: Signs | None = None) -> Iterator[T]:
     """Start a loader's processes; the iterator gives its items, and leaves no process behind.
 
     Args:
-        loader: of a `TellingErrors`, with `start_worker` for its processes.
+        loader: of a `TellingErrors`, with `start_worker` for its processes and, with signs, their `look_s` as timeout.
+        signs: of these processes; None waits for ever.
     Raises:
+        StalledError: (the iterator) there was no sign of life for too long.
         WorkerError: (the iterator) a process has died.
         UserError: (the iterator) reading an item raised it.
     """
     others = multiprocessing.active_children()
     with held_back_signals(), _kept_child_handler():
-        items = iter(loader)
+        items: Iterator[T] = iter(loader)
     processes = [process for process in multiprocessing.active_children() if process not in others]
-    return _watch(items, processes, loader.prefetch_factor or 0)
+    if signs is not None and not loader.num_workers:
+        items = _read_in_time(items, Alarm(signs))
+    return _watch(items, processes, loader.prefetch_factor or 0, signs)
+
+
+def _read_in_time(items: Iterator[T], alarm: Alarm) -> Iterator[T]:
+    """Without processes: the items, none of which may take too long."""
+    try:
+        while True:
+            with alarm.set():
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
+    finally:
+        alarm.is_over.set()
 
 
 @contextlib.contextmanager
@@ -79,13 +104,23 @@ def _kept_child_handler() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
-def _watch(items: Iterator[T], processes: Sequence[BaseProcess], prefetch: int) -> Iterator[T]:
+def _watch(items: Iterator[T], processes: Sequence[BaseProcess], prefetch: int, signs: Signs | None) -> Iterator[T]:
+    looked_s = time.monotonic()
     while True:
         try:
             item = next(items)
         except StopIteration:
             return
         except Exception as error:
+            if signs is not None and str(error).startswith("DataLoader timed out"):
+                waited_s, looked_s = time.monotonic() - looked_s, time.monotonic()
+                try:
+                    signs.look(waited_s)
+                except StalledError:
+                    for process in processes:
+                        process.kill()  # so that nobody waits for them when this is forgotten
+                    raise
+                continue
             # What torch raises depends on what it was doing; that a process has died does not.
             if dead := _find_dead(processes):
                 raise WorkerError(_describe_death(dead, len(processes), prefetch)) from error
@@ -94,6 +129,7 @@ def _watch(items: Iterator[T], processes: Sequence[BaseProcess], prefetch: int) 
             del items  # the processes end now, not when the error's traceback, which holds this frame, is forgotten
             raise item
         yield item
+        looked_s = time.monotonic()
 
 
 def _find_dead(processes: Sequence[BaseProcess]) -> BaseProcess | None:

@@ -146,6 +146,9 @@ class DataRecipe:
     container those it is given."""
     prefetch: Annotated[int, Field(ge=1, le=1024)] = 4
     """Batches each worker keeps ready."""
+    timeout_s: Annotated[float, Field(ge=1, le=604800)] = 180.0
+    """How long the run waits for pictures without a sign of life of what reads them: then it ends and says which file
+    it is at."""
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -196,9 +196,10 @@ def naming_the_missing(
         if world.roll is None or not (isinstance(error, dist.DistError) or _BROKEN_OFF.search(str(error))):
             raise
         before()
-        setting = " (train.timeout_s)" * (world.group is not None)
-        is_late = bool(_LATE.search(str(error)))
-        raise world.roll.explain(place(), f"within {world.timeout_s:g} s{setting}" if is_late else "") from error
+        waited = ""
+        if _LATE.search(str(error)):
+            waited = "in time" if world.group is None else f"within {world.timeout_s:g} s (train.timeout_s)"
+        raise world.roll.explain(place(), waited) from error
 
 
 def _open_store(world: World, timeout: timedelta) -> dist.Store | None:

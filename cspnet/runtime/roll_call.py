@@ -296,7 +296,9 @@ def _answer(door: socket.socket, count: int, secret: bytes) -> dict[int, socket.
         try:
             line, _ = door.accept()
             line.settimeout(5.0)
-            said = line.recv(20, socket.MSG_WAITALL)
+            said = b""
+            while len(said) < 20 and (more := line.recv(20 - len(said))):
+                said += more
         except OSError:
             continue
         if len(said) == 20 and secrets.compare_digest(said[4:], secret):

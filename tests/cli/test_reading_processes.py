@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -39,20 +38,26 @@ def checkpoint(picture_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder / "run" / "checkpoints" / "last.pt"
 
 
-def start(place: str, pictures: Path, folder: Path, checkpoint: Path) -> tuple[subprocess.Popen[str], int]:
-    """A door as the leader of a process group, while it reads a pipe among the pictures; and the pipe's other end.
-
-    The pipe is in the place of a picture: with one picture more, the first epoch could leave the pipe out and be over.
-    """
+def start(
+    place: str, pictures: Path, folder: Path, checkpoint: Path, timeout_s: int = 180
+) -> tuple[subprocess.Popen[str], int]:
+    """A door as the leader of a process group, while it reads a picture for ever; the end of the pipe it waits for."""
     split, _ = PLACES[place]
-    shutil.copytree(pictures, folder / "data")
-    pipe = min((folder / "data" / split / "class_1").iterdir())
-    pipe.unlink()
+    pipe = folder / "pipe"
     os.mkfifo(pipe)
-    words = (*TRAIN, "--output-dir", folder / "run", "--data.cache_dir", folder / "cache")
+    holding = ("-m", "tests.held", min((pictures / split / "class_1").iterdir()), pipe)
+    words = (
+        *TRAIN,
+        "--output-dir",
+        folder / "run",
+        "--data.cache_dir",
+        folder / "cache",
+        "--data.timeout_s",
+        timeout_s,
+    )
     if place == "validate.py":
-        words = ("validate.py", *SMALL, "--checkpoint", checkpoint)
-    process = start_group(*words, "--data-path", folder / "data")
+        words = ("validate.py", *SMALL, "--checkpoint", checkpoint, "--data-timeout", timeout_s)
+    process = start_group(*holding, *words, "--data-path", pictures)
     while process.poll() is None:
         with contextlib.suppress(OSError):  # nobody reads it yet
             return process, os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
@@ -111,3 +116,18 @@ def test_reading_processes_end_with_the_one_they_read_for(
     assert "Traceback" not in told
     wait_for_the_end_of(process.pid)
     os.close(pipe)
+
+
+@pytest.mark.parametrize("place", ["validation in training", "validate.py"])
+def test_a_disk_that_hangs_is_one_line(picture_tree: Path, tmp_path: Path, checkpoint: Path, place: str) -> None:
+    """Which names the file; nobody waits for it any longer."""
+    process, pipe = start(place, picture_tree, tmp_path, checkpoint, timeout_s=2)
+    _, told = process.communicate(timeout=60)
+    os.close(pipe)
+    assert process.returncode == 1, told
+    file = min((picture_tree / "val" / "class_1").iterdir())
+    door = "validate.py" if place == "validate.py" else "train.py"
+    line = f"{door}: error: nothing has been read for 2 s (data.timeout_s), waiting for {file}: "
+    assert told.splitlines()[-1].startswith(line)
+    assert "Traceback" not in told
+    wait_for_the_end_of(process.pid)

@@ -59,6 +59,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "data.bad_images": ("raise", "raise"),
     "data.workers": ("0", 0),
     "data.prefetch": ("2", 2),
+    "data.timeout_s": ("30.5", 30.5),
     "mix.cutmix_alpha": ("1.0", 1.0),
     "darknet.min_crop_px": ("100", 100),
     "darknet.max_crop_px": ("500", 500),

@@ -276,19 +276,21 @@ def test_a_terminal_sees_a_bar_that_goes(clean: Path) -> None:
 
 @pytest.fixture
 def held(clean: Path, tmp_path: Path) -> Path:
-    """Class folders with a pipe among the pictures: whoever reads it waits for what the test writes."""
+    """Class folders, and beside them a pipe: whoever reads one of the pictures waits for what the test writes there."""
     shutil.copytree(clean / "train", tmp_path / "held")
-    os.mkfifo(tmp_path / "held" / "cat" / "000a.jpg")
+    os.mkfifo(tmp_path / "pipe")
     return tmp_path / "held"
 
 
 def start(data: Path, workers: int) -> tuple[subprocess.Popen[str], int]:
     """The script in the middle of its work, as the leader of a process group, and the end of the pipe it waits for."""
     report = data.parent / "report.json"
-    process = start_group("scripts/check_dataset.py", data, "--workers", workers, "--json", report)
+    pipe = data.parent / "pipe"
+    holding = ("-m", "tests.held", sorted((data / "cat").iterdir())[1], pipe)
+    process = start_group(*holding, "scripts/check_dataset.py", data, "--workers", workers, "--json", report)
     while process.poll() is None:
         with contextlib.suppress(OSError):  # nobody reads it yet
-            return process, os.open(data / "cat" / "000a.jpg", os.O_WRONLY | os.O_NONBLOCK)
+            return process, os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         time.sleep(0.01)
     raise AssertionError(process.communicate()[1])
 
@@ -302,7 +304,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(held: Path, workers: int) -> None
     said, told = process.communicate(timeout=30)
     assert (process.returncode, said, told) == (130, "", "check_dataset.py: interrupted\n")
     wait_for_the_end_of(process.pid)
-    assert [file.name for file in held.parent.iterdir()] == ["held"]
+    assert {file.name for file in held.parent.iterdir()} == {"held", "pipe"}
 
 
 def test_the_reading_processes_end_with_a_killed_one(held: Path) -> None:
@@ -322,8 +324,8 @@ def test_a_reading_process_that_dies_is_one_line(held: Path) -> None:
     assert (process.returncode, len(told.splitlines())) == (2, 1)
     assert "died (out of memory?)" in told
     first, last = told.partition("somewhere from ")[2].split("; ")[0].split(" to ")
-    assert first <= str(held / "cat" / "000a.jpg") <= last
-    assert [file.name for file in held.parent.iterdir()] == ["held"]
+    assert first <= str(sorted((held / "cat").iterdir())[1]) <= last
+    assert {file.name for file in held.parent.iterdir()} == {"held", "pipe"}
 
 
 class Packed(SampleIndex):

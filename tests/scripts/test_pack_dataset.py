@@ -137,23 +137,15 @@ def test_a_run_tells_that_its_pictures_were_encoded_anew(picture_tree: Path, tmp
 
 @pytest.fixture
 def held(tree: Path) -> Path:
-    """A training split whose 16th picture never ends: whoever opens it waits until somebody writes."""
-    picture = sorted((tree / "train").rglob("*.jpg"))[15]
-    picture.rename(tree / "sixteenth.jpg")
-    os.mkfifo(picture)
+    """A data set, and beside it a pipe: whoever packs the 16th training picture waits until somebody writes there."""
+    os.mkfifo(tree.parent / "pipe")
     return tree
-
-
-def release(tree: Path) -> None:
-    """Put the picture back."""
-    (picture,) = (path for path in (tree / "train").rglob("*.jpg") if path.is_fifo())
-    picture.unlink()
-    (tree / "sixteenth.jpg").rename(picture)
 
 
 def start(tree: Path, out: Path, num_shards: int) -> subprocess.Popen[str]:
     """Packing, in a process group of its own, when all shards are done but the one that waits for its picture."""
-    process = start_group("scripts/pack_dataset.py", tree, out, "--shard-size", 10, "--workers", 2)
+    holding = ("-m", "tests.held", sorted((tree / "train").rglob("*.jpg"))[15], tree.parent / "pipe")
+    process = start_group(*holding, "scripts/pack_dataset.py", tree, out, "--shard-size", 10, "--workers", 2)
     deadline = time.monotonic() + 60
     while len(list((out / "train").glob("*.tar"))) < num_shards - 1 or not list((out / "train").glob(".*.tmp")):
         assert process.poll() is None, process.communicate()
@@ -180,7 +172,6 @@ def test_stopped_anywhere_it_goes_on(
     done = run_script("train.py", "--data-path", out, "--val-split", "null", "--dry-run", "--device", "cpu")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "holds 4 of 5 shards; give the command that packed it again" in done.stderr
-    release(held)
     done = run_script("scripts/pack_dataset.py", held, out, "--shard-size", 10)
     assert (done.returncode, done.stderr) == (0, "")
     assert "48 pictures in 5 shards (4 were there), original bytes" in done.stdout

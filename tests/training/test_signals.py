@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -51,14 +50,16 @@ def progress(folder: Path) -> dict[str, object]:
     return dict(torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["progress"])
 
 
-def hold(pictures: Path, folder: Path, split: str) -> tuple[Path, bytes]:
-    """A copy of a data set with a pipe in the place of a picture; the pipe, and what belongs there."""
-    shutil.copytree(pictures, folder)
-    pipe = min((folder / split / "class_1").iterdir())
-    data = pipe.read_bytes()
-    pipe.unlink()
-    os.mkfifo(pipe)
-    return pipe, data
+def hold(pictures: Path, folder: Path, split: str) -> tuple[list[object], Path, bytes]:
+    """What starts a script so that it waits at a picture for a pipe; the pipe, and what belongs there."""
+    picture = min((pictures / split / "class_1").iterdir())
+    os.mkfifo(folder / "pipe")
+    return ["-m", "tests.held", picture, folder / "pipe"], folder / "pipe", picture.read_bytes()
+
+
+def held(hold: list[object], arguments: list[str]) -> list[str]:
+    """A run so started."""
+    return [arguments[0], *map(str, hold), *arguments[1:]]
 
 
 def wait_for_reader(process: subprocess.Popen[str], pipe: Path) -> int:
@@ -93,9 +94,9 @@ def test_told_in_training(untouched: Path, pictures: Path, tmp_path: Path, name:
 
 
 def test_told_in_validation(untouched: Path, pictures: Path, tmp_path: Path) -> None:
-    pipe, data = hold(pictures, tmp_path / "data", "val")
-    arguments = command(tmp_path / "data", tmp_path / "run", 1, 2, "--resume", "auto")
-    process = start(arguments)
+    holding, pipe, data = hold(pictures, tmp_path, "val")
+    arguments = command(pictures, tmp_path / "run", 1, 2, "--resume", "auto")
+    process = start(held(holding, arguments))
     end = wait_for_reader(process, pipe)
     os.killpg(process.pid, signal.SIGTERM)
     os.write(end, data)
@@ -105,8 +106,6 @@ def test_told_in_validation(untouched: Path, pictures: Path, tmp_path: Path) -> 
     assert f"behind step {STEPS_PER_EPOCH}; saved" in output
     assert (progress(tmp_path / "run")["step"], progress(tmp_path / "run")["epoch"]) == (STEPS_PER_EPOCH, 0)
     assert "validated" not in output
-    pipe.unlink()
-    pipe.write_bytes(data)
     assert output.count("validated") == 0
     assert run(arguments).count("validated") == EPOCHS
     assert_same_runs(tmp_path / "run", untouched)
@@ -114,17 +113,15 @@ def test_told_in_validation(untouched: Path, pictures: Path, tmp_path: Path) -> 
 
 def test_told_in_the_last_validation(pictures: Path, tmp_path: Path) -> None:
     """All steps are done, and yet the run is not over."""
-    pipe, data = hold(pictures, tmp_path / "data", "val")
-    arguments = command(tmp_path / "data", tmp_path / "run", 1, 0, "--resume", "auto", "--steps", "3")
-    process = start(arguments)
+    holding, pipe, data = hold(pictures, tmp_path, "val")
+    arguments = command(pictures, tmp_path / "run", 1, 0, "--resume", "auto", "--steps", "3")
+    process = start(held(holding, arguments))
     end = wait_for_reader(process, pipe)
     process.send_signal(signal.SIGUSR1)
     os.write(end, data)
     os.close(end)
     output, _ = process.communicate(timeout=60)
     assert (process.returncode, output.count("validated")) == (EXIT_STOPPED, 0), output
-    pipe.unlink()
-    pipe.write_bytes(data)
     assert run(arguments).count("validated") == 1
     assert "the run is finished" in run(arguments)
     run(command(pictures, tmp_path / "other", 1, 0, "--steps", "3"))
@@ -148,10 +145,10 @@ def test_one_of_two_processes_is_told(pictures: Path, tmp_path: Path) -> None:
 
 def test_told_twice(pictures: Path, tmp_path: Path) -> None:
     """The first one waits for a disk that does not answer; the second one does not."""
-    pipe, _ = hold(pictures, tmp_path / "data", "train")
+    holding, pipe, _ = hold(pictures, tmp_path, "train")
     flags = ("--model", "cspdarknet_tiny", "--img-size", "32", "--batch-size", "51", "--device", "cpu")
-    places = ("--workers", "2", "--data-path", tmp_path / "data", "--output-dir", tmp_path / "run")
-    process = start_group("train.py", *flags, *places)
+    places = ("--workers", "2", "--data-path", pictures, "--output-dir", tmp_path / "run")
+    process = start_group(*holding, "train.py", *flags, *places)
     end = wait_for_reader(process, pipe)
     assert process.stderr is not None
     os.killpg(process.pid, signal.SIGTERM)
