@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from cspnet.errors import EXIT_DONE, EXIT_STOPPED, DeviceError, UserError
+from cspnet.runtime.flat import group_by_kind, join, part
 from cspnet.runtime.leaving import leave, leave_by_force
 from cspnet.runtime.meeting import meet_anew
 from cspnet.runtime.roll_call import RollCall, open_lines
@@ -255,8 +256,11 @@ def on_any_rank(world: World, *flags: bool) -> list[bool]:
     return [bool(value) for value in values.tolist()]
 
 
+@torch.no_grad()
 def broadcast_buffers(world: World, module: torch.nn.Module) -> None:
     """Give all processes the first one's buffers (BatchNorm's running statistics), which is what gets saved."""
     if world.size > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0, group=world.group)
+        for group in group_by_kind(module.buffers()):
+            flat = join(group)
+            dist.broadcast(flat, src=0, group=world.group)
+            part(flat, group)

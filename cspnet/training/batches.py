@@ -10,6 +10,7 @@ from cspnet.data.feed import Batch
 from cspnet.data.mixing import mirror, mix_batch, soft_targets
 from cspnet.errors import DataError
 from cspnet.optim.schedule import count_warmup_steps
+from cspnet.runtime.distributed import broadcast_buffers
 from cspnet.runtime.random import generator_at
 from cspnet.training.adversarial import perturb
 from cspnet.training.run import Run
@@ -24,6 +25,10 @@ def micro_batches(run: Run, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, 
         DataError: a picture cannot be read, and data.bad_images is raise; or none can.
     """
     progress = run.state.progress
+    if run.recipe.adversarial.lr:
+        # An attack sees the running statistics. Those of a process would be its own until its forward pass, and would
+        # be the first one's in a run that goes on from a checkpoint here.
+        broadcast_buffers(run.world, run.state.model)
     for micro in range(run.plan.accumulate):
         batch = next(batches)
         if batch.bad:

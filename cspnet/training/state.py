@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cspnet.optim.ema import Ema
+from cspnet.runtime.flat import group_by_kind, join, part
 
 __all__ = ["KeptBuffers", "Progress", "Sums", "TrainState"]
 
@@ -73,31 +74,23 @@ class Sums:
 
 
 class KeptBuffers:
-    """A module's buffers, such as BatchNorm's running statistics, which a step changes before it is known to be good.
-
-    All of a kind are copied as one piece: a few kernels a step, however many layers there are.
-    """
+    """A module's buffers (BatchNorm's running statistics), which a step changes before it is known to be good."""
 
     def __init__(self, module: nn.Module) -> None:
-        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        for buffer in module.buffers():
-            kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
-        self._groups = list(kinds.values())
-        self._kept = [torch.cat([buffer.flatten() for buffer in group]) for group in self._groups]
+        self._groups = group_by_kind(module.buffers())
+        self._kept = [join(group) for group in self._groups]
 
     @torch.no_grad()
     def keep(self) -> None:
         """Take note of them as they are."""
         for group, kept in zip(self._groups, self._kept, strict=True):
-            torch.cat([buffer.flatten() for buffer in group], out=kept)
+            join(group, out=kept)
 
     @torch.no_grad()
     def put_back_if(self, condition: Tensor) -> None:
         """As they were noted, if a bool on their device is set; nothing waits for it."""
         for group, kept in zip(self._groups, self._kept, strict=True):
-            now = torch.cat([buffer.flatten() for buffer in group])
-            pieces = torch.where(condition, kept, now).split([buffer.numel() for buffer in group])
-            torch._foreach_copy_(group, [piece.view_as(buffer) for piece, buffer in zip(pieces, group, strict=True)])
+            part(torch.where(condition, kept, join(group)), group)
 
 
 @dataclass

@@ -20,7 +20,6 @@ from tests.training.whole_runs import (
     assert_same_runs,
     command,
     draw_pictures,
-    find_processes,
     run,
     start,
     wait_for_step,
@@ -43,6 +42,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untouched(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("untouched") / "run"
     run(command(pictures, folder, 1, 0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_untouched(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two-untouched") / "run"
+    run(command(pictures, folder, 2, 0))
     return folder
 
 
@@ -128,19 +134,34 @@ def test_told_in_the_last_validation(pictures: Path, tmp_path: Path) -> None:
     assert_same_runs(tmp_path / "run", tmp_path / "other")
 
 
-def test_one_of_two_processes_is_told(pictures: Path, tmp_path: Path) -> None:
-    """Both stop behind the same step."""
+TELLING_ITSELF = """
+import os, signal, sys
+sys.path.insert(0, os.getcwd())
+from cspnet.training import loop
+real = loop.train_step
+def step(state, *values, **others):
+    if state.progress.step == {step} and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(state, *values, **others)
+loop.train_step = step
+from cspnet.cli.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("step", [6, 8])
+def test_one_of_two_processes_is_told(pictures: Path, two_untouched: Path, tmp_path: Path, step: int) -> None:
+    """In a step; both stop behind it. In the next one, one of them begins with an attack (6), or neither (8)."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(TELLING_ITSELF.format(step=step))
     arguments = command(pictures, tmp_path / "run", 2, 1, "--resume", "auto")
-    process = start(arguments)
-    wait_for_step(process, tmp_path / "run", 8)
-    os.kill(min(find_processes(tmp_path / "run", "RANK=1")), signal.SIGTERM)  # the others are its reading processes
+    process = start([str(driver) if word == "train.py" else word for word in arguments])
     output, _ = process.communicate(timeout=120)
-    assert re.search(r"train\.py: stopped by a signal to another process behind step \d+; saved", output), output
+    assert f"train.py: stopped by a signal to another process behind step {step + 1}; saved" in output, output
     assert len(re.findall(rf"exitcode\s*: {EXIT_STOPPED} ", output)) == 2, output
     wait_for_the_end_of(process.pid)
     run(arguments)
-    run(command(pictures, tmp_path / "untouched", 2, 0))
-    assert_same_runs(tmp_path / "run", tmp_path / "untouched")
+    assert_same_runs(tmp_path / "run", two_untouched)
 
 
 def test_told_twice(pictures: Path, tmp_path: Path) -> None:

@@ -132,4 +132,5 @@ def draw_pictures(folder: Path) -> Path:
 
 def assert_same_runs(folder: Path, reference: Path) -> None:
     """The same state, records and rows at the end."""
-    assert compare_runs(folder, reference) is None
+    difference = compare_runs(folder, reference)
+    assert difference is None, difference
