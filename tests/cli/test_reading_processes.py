@@ -118,14 +118,14 @@ def test_reading_processes_end_with_the_one_they_read_for(
     os.close(pipe)
 
 
-@pytest.mark.parametrize("place", ["validation in training", "validate.py"])
+@pytest.mark.parametrize("place", ["training", "validate.py"])
 def test_a_disk_that_hangs_is_one_line(picture_tree: Path, tmp_path: Path, checkpoint: Path, place: str) -> None:
     """Which names the file; nobody waits for it any longer."""
     process, pipe = start(place, picture_tree, tmp_path, checkpoint, timeout_s=2)
     _, told = process.communicate(timeout=60)
     os.close(pipe)
     assert process.returncode == 1, told
-    file = min((picture_tree / "val" / "class_1").iterdir())
+    file = min((picture_tree / PLACES[place][0] / "class_1").iterdir())
     door = "validate.py" if place == "validate.py" else "train.py"
     line = f"{door}: error: nothing has been read for 2 s (data.timeout_s), waiting for {file}: "
     assert told.splitlines()[-1].startswith(line)

@@ -16,7 +16,7 @@ import pytest
 from cspnet.errors import DataError
 from cspnet.runtime import roll_call
 from cspnet.runtime.distributed import World, hurry, join_world, naming_the_missing, on_any_rank, read_world
-from cspnet.runtime.signals import heed_stop_signals
+from cspnet.runtime.signals import Stopped, heed_stop_signals
 from tests.processes import free_port
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the ranks")
@@ -157,6 +157,22 @@ def test_a_launcher_that_stops_the_others_does_not_make_it_a_stop() -> None:
     ends = run_ranks(2, act, without=[1])
     assert (ends[0].kind, ends[0].code) == ("LostProcessError", 1)
     assert ends[0].text.startswith(f"{name(1, ends[1])} died in step 7")
+
+
+def test_what_is_saved_stays_a_stop() -> None:
+    """Though another process has died behind it."""
+
+    def act(world: World) -> None:
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert world.roll is not None
+        while not world.roll.has_lost_somebody():
+            time.sleep(0.01)
+        stopped = Stopped("saved")
+        stopped.is_saved = True
+        raise stopped
+
+    assert run_ranks(2, act, without=[1])[0][1:3] == ("Stopped", "saved")
 
 
 def test_a_signal_to_one_stops_all() -> None:
