@@ -1,6 +1,6 @@
 """A script of the project on a disk that does not answer: python -m tests.held PICTURE PIPE SCRIPT [ARGUMENTS].
 
-Whoever reads PICTURE waits until somebody writes to PIPE, and has what is written.
+Whoever reads PICTURE waits until somebody writes to PIPE, and has what is written. Without PIPE it is read as ever.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def hold(picture: str, pipe: str) -> None:
     read, held = SampleIndex.read, str(Path(picture).resolve())
 
     def read_held(index: SampleIndex, i: int) -> bytes:
-        return Path(pipe).read_bytes() if index.path(i) == held else read(index, i)
+        return Path(pipe).read_bytes() if index.path(i) == held and Path(pipe).exists() else read(index, i)
 
     SampleIndex.read = read_held  # type: ignore[method-assign]
 

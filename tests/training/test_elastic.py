@@ -227,45 +227,47 @@ def find_picture(pictures: Path, epoch: int, step: int, read_before: int = 0) ->
 
 
 class Gate:
-    """A picture that keeps its reader waiting until it is opened."""
+    """A picture that keeps its reader waiting from the time it is shut until it is opened."""
 
-    def __init__(self, picture: Path) -> None:
-        self.picture, self.data = picture, picture.read_bytes()
-        picture.unlink()
-        os.mkfifo(picture)
-        self.end = -1
+    def __init__(self, picture: Path, pipe: Path) -> None:
+        self.picture, self.pipe, self.end = picture, pipe, -1
+
+    def shut(self) -> None:
+        os.mkfifo(self.pipe)
 
     def has_reader(self) -> bool:
         with contextlib.suppress(OSError):  # nobody reads it yet
-            self.end = os.open(self.picture, os.O_WRONLY | os.O_NONBLOCK)
+            self.end = os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK)
         return self.end >= 0
 
     def open(self) -> None:
         """From now on it is a file, also for whoever comes later."""
-        whole = self.picture.with_suffix(".whole")
-        whole.write_bytes(self.data)
-        whole.replace(self.picture)
+        self.pipe.unlink()
         with contextlib.suppress(BrokenPipeError):  # its reader was killed
-            os.write(self.end, self.data)
+            os.write(self.end, self.picture.read_bytes())
         os.close(self.end)
 
 
 def test_a_node_joins_and_a_node_is_lost(alone: Path, pictures: Path, tmp_path: Path, agents: Agents) -> None:
     """One process, then two, then one again: the records are those of one that was left alone."""
-    data, folder = tmp_path / "data", tmp_path / "run"
-    shutil.copytree(pictures, data)
-    environment, arguments = fill_in("--nnodes=1:2", data, folder, processes=1)
+    folder = tmp_path / "run"
+    joining = Gate(find_picture(pictures, epoch=0, step=2), tmp_path / "joining")
+    losing = Gate(find_picture(pictures, epoch=1, step=3, read_before=2), tmp_path / "losing")
+    environment, arguments = fill_in("--nnodes=1:2", pictures, folder, processes=1)
     assert environment == {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    hasty = "--rdzv-conf=last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=5"
-    joining = Gate(find_picture(data, epoch=0, step=2))
-    agents.start(hasty, *arguments, **environment)
+    arguments.insert(0, "--rdzv-conf=last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=5")
+    at = arguments.index("train.py")
+    gates = [[str(gate.picture), str(gate.pipe)] for gate in (joining, losing)]
+    arguments[at:at] = ["-m", "tests.held", *gates[0], "tests/held.py", *gates[1]]
+    joining.shut()
+    agents.start(*arguments, **environment)
     agents.wait_until(joining.has_reader)
-    losing = Gate(find_picture(data, epoch=1, step=3, read_before=2))
-    agents.start(hasty, *arguments, **environment)
+    losing.shut()
+    agents.start(*arguments, **environment)
     agents.wait_until(lambda: "saving behind this step" in agents.log(0).read_text())
     joining.open()
     agents.wait_until(losing.has_reader)
-    assert progress(folder)["step"] == STEPS_PER_EPOCH + 2
+    agents.wait_until(lambda: progress(folder)["step"] == STEPS_PER_EPOCH + 2)  # it is written beside the steps
     second = agents.processes.pop()
     kill(second.pid, *(pid for pid in find_processes(folder) if parent_of(pid) == second.pid))
     assert second.wait(timeout=60) == -signal.SIGKILL
