@@ -33,10 +33,15 @@ EXIT_USER = 2
 EXIT_STOPPED = 75
 """Stopped by a signal, with everything saved: run me again. Source: EX_TEMPFAIL of sysexits.h."""
 
+_MOST_TEXT = 3000
+"""Characters of a message, which may name what a file holds."""
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, where, what was expected, what to do.
 
+    It may quote what a stranger's file holds: characters that would break the line or steer the terminal come as
+    `\\n` and `\\x1b`, and the middle of a long one is left out.
     `shared` is true when every process of the run raises the same error, so that only the first has to print it;
     `is_told`, when another process has printed it.
     """
@@ -46,6 +51,12 @@ class UserError(Exception):
     exit_code = EXIT_USER
     ends_by_force = False
     """Whether what hangs would hold up the end of the process too."""
+
+    def __str__(self) -> str:
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+        if len(text) <= _MOST_TEXT:
+            return text
+        return f"{text[: _MOST_TEXT * 2 // 3]} … {text[-_MOST_TEXT // 3 :]}"
 
 
 @contextlib.contextmanager

@@ -73,9 +73,11 @@ def find_splits(data: Path, names: dict[str, str], data_format: str) -> tuple[Pa
     return data, found or {data.resolve().name: find_split(str(data), "", ".", "auto")}
 
 
-def open_splits(root: Path, paths: dict[str, Path]) -> tuple[list[SplitSurvey], int]:
+def open_splits(root: Path, paths: dict[str, Path], outside_root: bool) -> tuple[list[SplitSurvey], int]:
     """The splits, with what their indexes complain of; and the number of classes that training takes.
 
+    Args:
+        outside_root: whether a list's entries may lie outside of the data set.
     Raises:
         DataError: there is nothing to look at.
     """
@@ -91,6 +93,7 @@ def open_splits(root: Path, paths: dict[str, Path]) -> tuple[list[SplitSurvey], 
             cache_dir=None,
             classes=classes,
             num_classes=num_classes or None,
+            outside_root=outside_root,
             complain=problems.append,
             warn=stale.append,
         )
@@ -150,6 +153,7 @@ def main() -> int:
             help="its folder, list or shards, relative to DIR; null for none [what is there]",
         )
     parser.add_argument("--data-format", choices=FORMATS, default="auto", help="what to look for [%(default)s]")
+    parser.add_argument("--outside-root", action="store_true", help="a list's entries may lie outside of the data set")
     parser.add_argument("--json", type=non_empty_path, metavar="FILE", help="write the report there, with all findings")
     parser.add_argument(
         "--workers",
@@ -167,7 +171,7 @@ def main() -> int:
         raise UserError(f"--json {args.json}: name a file in a folder that is there")
     data = args.data.expanduser()
     root, paths = find_splits(data, {"train": args.train_split, "val": args.val_split}, args.data_format)
-    surveys, num_classes = open_splits(root, paths)
+    surveys, num_classes = open_splits(root, paths, args.outside_root)
     began = time.perf_counter()
     for survey in surveys:
         look_at(survey, args.workers)

@@ -34,12 +34,19 @@ DEFAULT_QUALITY = 90
 
 
 def plan_splits(
-    root: Path, out: Path, splits: Sequence[str] | None, data_format: str, shard_size: int, encoding: Encoding | None
+    root: Path,
+    out: Path,
+    splits: Sequence[str] | None,
+    data_format: str,
+    shard_size: int,
+    encoding: Encoding | None,
+    outside_root: bool,
 ) -> list[Packing]:
     """The splits to pack, all of them opened before the first is written; the first one's classes label the others.
 
     Args:
         splits: None takes train and, if there is one, val.
+        outside_root: whether a list's entries may lie outside of the data set.
     Raises:
         DataError: a split cannot be found or used.
     """
@@ -58,7 +65,7 @@ def plan_splits(
                 continue
             raise
         classes = plans[0].index.classes if plans else ()
-        index = open_index(path, root=str(root), cache_dir=None, classes=classes)
+        index = open_index(path, root=str(root), outside_root=outside_root, cache_dir=None, classes=classes)
         pictures = path if path.is_dir() else path.parent
         if (out / split).resolve().is_relative_to(pictures.resolve()) and pictures.resolve() != root.resolve():
             raise UserError(f"{out / split}: lies among the pictures of {path}; pack into another folder")
@@ -103,6 +110,7 @@ def main() -> int:
         default="auto",
         help="of the source [%(default)s]",
     )
+    parser.add_argument("--outside-root", action="store_true", help="a list's entries may lie outside of the data set")
     parser.add_argument("--max-side", type=int, metavar="PX", help="encode pictures with a longer side anew [none]")
     parser.add_argument("--quality", type=int, metavar="Q", help=f"of their JPEGs, 1 to 100 [{DEFAULT_QUALITY}]")
     parser.add_argument("--shard-size", type=int, default=1000, metavar="N", help="pictures a shard [%(default)s]")
@@ -127,7 +135,8 @@ def main() -> int:
         raise UserError(f"{args.out}: is the data set itself; pack into another folder")
     encoding = None if args.max_side is None else Encoding(args.max_side, quality)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
-    plans = plan_splits(args.source, args.out, args.splits, args.data_format, args.shard_size, encoding)
+    how = (args.data_format, args.shard_size, encoding, args.outside_root)
+    plans = plan_splits(args.source, args.out, args.splits, *how)
     first = plans[0]
     if first.plan.source != first.index.fingerprint:
         Console(0).warn(

@@ -54,6 +54,7 @@ DOORS = {
         "cspnet/data/transforms.py",
         "cspnet/data/darknet.py",
         "cspnet/data/policies.py",
+        "cspnet/cli/fuzzing/pictures.py",
     ),
     "safetensors": ("cspnet/weights/",),
     "simplejpeg": ("cspnet/data/jpeg.py",),

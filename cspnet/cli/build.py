@@ -124,7 +124,10 @@ def _open_splits(recipe: Recipe, warn: Callable[[str], None]) -> Splits:
     except DataError as error:
         raise DataError(f"{error}; --val-split null trains without validation") from error
     asked = recipe.model.num_classes
-    train = open_index(train_path, root=root, cache_dir=cfg.cache_dir, num_classes=asked, warn=warn)
+    open_split = functools.partial(
+        open_index, root=root, outside_root=cfg.outside_root, cache_dir=cfg.cache_dir, warn=warn
+    )
+    train = open_split(train_path, num_classes=asked)
     num_classes = len(train.classes) or asked or int(train.labels.max()) + 1
     if asked is not None and train.classes and asked != len(train.classes):
         raise RecipeError(
@@ -133,14 +136,7 @@ def _open_splits(recipe: Recipe, warn: Callable[[str], None]) -> Splits:
         )
     val = None
     if val_path is not None:
-        val = open_index(
-            val_path,
-            root=root,
-            cache_dir=cfg.cache_dir,
-            classes=train.classes,
-            num_classes=num_classes,
-            warn=warn,
-        )
+        val = open_split(val_path, classes=train.classes, num_classes=num_classes)
         if val.classes and not train.classes and len(val.classes) != num_classes:
             raise DataError(
                 f"{val_path}: {len(val.classes)} class folders, but the training list has {num_classes} classes"

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from cspnet.errors import RunFolderError
+from cspnet.weights.files import read_tensors
+
 __all__ = ["compare_runs", "find_difference", "read_records"]
 
 _TIMES = ("train/images_per_s", "train/data_wait_ratio")
@@ -33,11 +36,25 @@ def find_difference(a: Any, b: Any, where: str = "") -> str | None:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The whole records of a run's metrics.jsonl, without what tells the time."""
+    """The whole records of a run's metrics.jsonl, without what tells the time.
+
+    Raises:
+        RunFolderError: one that was not cut short cannot be read.
+    """
     file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("}")]
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    records = [_read_record(f"{file} line {i}", line) for i, line in enumerate(lines, 1) if line.endswith(b"}")]
     return [{key: value for key, value in record.items() if key not in _TIMES} for record in records]
+
+
+def _read_record(place: str, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"{place}: not a record: {error}") from error
+    if not isinstance(record, dict):
+        raise RunFolderError(f"{place}: expected a record, found a {type(record).__name__}")
+    return record
 
 
 def compare_runs(folder: Path, reference: Path) -> str | None:
@@ -53,5 +70,4 @@ def compare_runs(folder: Path, reference: Path) -> str | None:
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(folder / "checkpoints" / "last.pt", map_location="cpu", weights_only=True)
-    return content
+    return read_tensors(folder / "checkpoints" / "last.pt")

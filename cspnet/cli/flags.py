@@ -59,7 +59,7 @@ class _SetKeys(argparse.Action):
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         value = self.constant if values is None or values == [] else values
-        if isinstance(value, list):
+        if self.nargs == "+":
             value = join_tokens(value)
         overrides = dict(getattr(namespace, "overrides", None) or {})
         overrides.update(dict.fromkeys(self.keys, value))

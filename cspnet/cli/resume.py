@@ -23,12 +23,16 @@ from cspnet.weights.load import load_state_dict
 __all__ = ["check_checkpoint", "check_same_run", "restore", "say_differences"]
 
 # What may differ between a run and its continuation without making it another run: where and how it is computed.
-_FREE_KEYS = ("data.root", "data.format", "data.train", "data.cache_dir", "data.workers", "data.prefetch",
-              "train.device", "train.batch_size", "train.accumulate", "train.global_batch", "train.micro_batch",
-              "train.grad_checkpointing",
-              "train.max_skipped", "eval.batch_size", "log.every_steps", "log.tensorboard", "checkpoint.every_steps",
+_FREE_KEYS = ("data.root", "data.format", "data.train", "data.outside_root", "data.cache_dir", "data.workers",
+              "data.prefetch", "data.timeout_s", "train.device", "train.batch_size", "train.accumulate",
+              "train.global_batch", "train.micro_batch", "train.grad_checkpointing", "train.max_skipped",
+              "train.timeout_s", "eval.batch_size", "log.every_steps", "log.tensorboard", "checkpoint.every_steps",
               "checkpoint.keep", "checkpoint.keep_best", "checkpoint.max_failures", "model.pretrained",
               "model.pretrained_source", "model.pretrained_classes", "model.num_classes")  # fmt: skip
+
+
+_MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
+"""What comes of a checkpoint's part that is not of the kind that is expected there."""
 
 
 def say_differences(saved: Mapping[str, Any], recipe: Recipe, console: Console) -> None:
@@ -90,6 +94,15 @@ def check_same_run(
         raise CheckpointError(f"{where}: its seed is {seed}, this run's is {recipe.train.seed}; keep --seed {seed}")
 
 
+def _check_optimizer(optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Refuse a state whose tensors do not belong to their parameters; a step would fail over it."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items() if isinstance(values, dict) else [("state", values)]:
+            is_number = isinstance(value, int | float | None)
+            if not is_number and (not isinstance(value, torch.Tensor) or value.shape not in ((), parameter.shape)):
+                raise CheckpointError(f"{where}: damaged: {name} of its optimizer is something else")
+
+
 def restore(
     state: TrainState, checkpoint: Mapping[str, Any], seed: int, world: World, start: Start, console: Console
 ) -> None:
@@ -111,10 +124,11 @@ def restore(
         raise CheckpointError(
             f"{where}: its optimizer has other parameter groups: keep optim.decay_norm_and_bias"
         ) from error
+    except _MISFITS as error:
+        raise CheckpointError(f"{where}: damaged: its optimizer is something else") from error
+    _check_optimizer(state.optimizer, where)
     for group, values in zip(state.optimizer.param_groups, settings, strict=True):
         group.update(values)  # torch takes the saved decay, momentum and so on; what the recipe says now counts
-    if checkpoint["scaler"] and state.scaler.is_enabled():
-        state.scaler.load_state_dict(checkpoint["scaler"])
     state.progress = Progress(**checkpoint["progress"])
     ranks = checkpoint["ranks"]
     if len(ranks) != world.size:
@@ -123,4 +137,9 @@ def restore(
             "dropout, BatchNorm's averages and, in forward passes of another size, mixing differ from here on"
         )
     torch.manual_seed(integer_at(seed, "torch", world.rank, state.progress.step))  # for a rank that saved none
-    state.load_rank_dicts(ranks, world.rank, world.size)
+    try:
+        if checkpoint["scaler"] and state.scaler.is_enabled():
+            state.scaler.load_state_dict(checkpoint["scaler"])
+        state.load_rank_dicts(ranks, world.rank, world.size)
+    except (*_MISFITS, ValueError) as error:
+        raise CheckpointError(f"{where}: damaged: its scaler or random state is something else") from error

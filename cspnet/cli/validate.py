@@ -55,6 +55,12 @@ def create_parser() -> FlagParser:
     data.add_argument(
         "--val-split", "--val-list", metavar="NAME", help="folder or list file of the split [as in training]"
     )
+    data.add_argument(
+        "--outside-root",
+        action="store_const",
+        const=True,
+        help="a list's entries may lie outside of its folder and DIR",
+    )
     data.add_argument("--img-size", "--val-crop-size", type=int, metavar="PX", help="side of a picture [the weights']")
     data.add_argument("--crop-pct", "--crop-ratio", type=float, metavar="RATIO", help="centre share [the weights']")
     data.add_argument("--interpolation", metavar="NAME", help="bilinear, bicubic, … [the weights']")
@@ -95,6 +101,7 @@ def _validate(argv: Sequence[str]) -> int:
         "data.root": root,
         "data.format": args.data_format,
         "data.val": args.val_split,
+        "data.outside_root": args.outside_root,
         "data.val_px": args.img_size,
         "data.crop_ratio": args.crop_pct,
         "data.val_interpolation": args.interpolation,

@@ -31,7 +31,7 @@ from cspnet.weights.match import Weights, describes_itself, match_weights, read_
 __all__ = ["ValidateJob", "run_validate_job"]
 
 # Where the data lay in training, and on what machine, says nothing about where it lies now.
-_MACHINE_KEYS = ("data.workers", "data.timeout_s", "train.timeout_s", "train.device")
+_MACHINE_KEYS = ("data.workers", "data.outside_root", "data.timeout_s", "train.timeout_s", "train.device")
 _GEOMETRY_KEYS = ("data.val_px", "data.crop_ratio", "data.val_interpolation", "data.mean", "data.std")
 
 
@@ -168,6 +168,7 @@ def _open_index(job: ValidateJob, subject: _Subject, warn: Callable[[str], None]
     index = open_index(
         path,
         root=str(cfg.root),
+        outside_root=cfg.outside_root,
         cache_dir=cfg.cache_dir,
         classes=subject.classes,
         num_classes=subject.num_classes,

@@ -18,12 +18,27 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
-from cspnet.data.jpeg import JpegHeader, decode_jpeg, is_whole_jpeg, read_jpeg_header
+from cspnet.data.jpeg import JpegHeader, count_scans, decode_jpeg, is_whole_jpeg, read_jpeg_header
 
-__all__ = ["EXTENSIONS", "Picture", "UnreadableImageError", "WholePicture", "open_picture", "pad", "resize"]
+__all__ = [
+    "EXTENSIONS",
+    "Picture",
+    "UnreadableImageError",
+    "WholePicture",
+    "open_image",
+    "open_picture",
+    "pad",
+    "resize",
+]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File names that count as pictures in a folder; the contents decide how they are decoded."""
+
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
+"""What Pillow may take a file for. Of its others some hand the file to a program: PostScript is run by Ghostscript."""
+_MOST_WORK = 2_000_000_000
+"""Pixels of a JPEG times its scans: each goes over the whole picture and may take a few bytes. Encoders write about
+10 scans."""
 
 Box = tuple[int, int, int, int]
 
@@ -106,7 +121,8 @@ class WholePicture(Picture):
         return self._image
 
     def decode_box(self, box: Box, size: tuple[int, int] | None) -> tuple[np.ndarray, Box]:
-        return np.asarray(self._image), box
+        area = np.asarray(self._image.crop(box))  # not of the whole: it may be large
+        return area, (0, 0, area.shape[1], area.shape[0])
 
 
 class _Jpeg(Picture):
@@ -153,6 +169,8 @@ def open_picture(
             JPEG may come out only when its pixels are asked for.
     """
     header = read_jpeg_header(data) if decoder == "fast" else None
+    if header is not None and not header.one_pass:
+        _check_scans(data, header.width, header.height)
     if header is None or header.width * header.height > (Image.MAX_IMAGE_PIXELS or math.inf):
         return WholePicture(_decode(data, exif))
     if exif == "apply" and header.may_be_turned and _orientation(data) != 1:
@@ -160,10 +178,27 @@ def open_picture(
     return _Jpeg(data, header)
 
 
+def open_image(data: bytes | memoryview) -> Image.Image:
+    """A picture as Pillow sees it, of the formats that are read here; of its pixels none is decoded yet.
+
+    Raises:
+        UnreadableImageError: a JPEG with so many scans that decoding it would take for ever.
+        Exception: whatever Pillow's parsers trip over.
+    """
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    _check_scans(data, *image.size)
+    return image
+
+
+def _check_scans(data: bytes | memoryview, width: int, height: int) -> None:
+    if (scans := count_scans(data)) * width * height > _MOST_WORK:
+        raise UnreadableImageError(f"{scans:,} scans of {width} x {height} px: it would take too long to decode")
+
+
 def _orientation(data: bytes | memoryview) -> int:
     """The EXIF orientation of a JPEG, 1 if it is upright; 0 if that cannot be told."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
     except MemoryError:
         raise
@@ -174,14 +209,14 @@ def _orientation(data: bytes | memoryview) -> int:
 def _decode(data: bytes | memoryview, exif: Literal["apply", "ignore"]) -> Image.Image:
     """All of a picture, by Pillow."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             image.load()
             if exif == "apply":
                 image = _turn_upright(image)
             if image.mode in _WIDE_MODES:
                 image = _narrow(image)
-            return image.convert("RGB")
-    except MemoryError:  # the machine's fault, not the picture's
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except (MemoryError, UnreadableImageError):  # the first is the machine's fault, not the picture's
         raise
     # Pillow's plugins raise whatever their parser trips over; a file that cannot be read is one thing to us.
     except Exception as error:
@@ -198,7 +233,8 @@ def _reason(error: Exception) -> str:
 def _turn_upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says; as stored, if its EXIF data are damaged."""
     try:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except MemoryError:
         raise
     except Exception:  # the parser raises anything; the pixels are good all the same

@@ -72,6 +72,9 @@ KINDS: dict[str, Kind] = {
     "unreadable_folder": Kind("broken", "a folder that cannot be read", _REFUSED),
     "link_loop": Kind("broken", "a link to a folder that it lies in", _REFUSED),
     "malformed_line": Kind("broken", "a line of a list that is not `path label`", _REFUSED),
+    "outside_root": Kind(
+        "broken", "a line of a list that leads out of the data set", f"{_REFUSED}, but with --outside-root"
+    ),
     "missing_file": Kind("broken", "a line of a list without its file", _REFUSED),
     "damaged_shard": Kind("broken", "a shard that is cut short, damaged or no tar archive", _REFUSED),
     "mixed_shards": Kind("broken", "shards that were not packed together, or some that are missing", _REFUSED),

@@ -109,6 +109,7 @@ def open_index(
     cache_dir: str | None,
     classes: Sequence[str] = (),
     num_classes: int | None = None,
+    outside_root: bool = False,
     complain: Complain = refuse,
     warn: Callable[[str], None] = lambda text: None,
 ) -> SampleIndex:
@@ -121,6 +122,7 @@ def open_index(
         cache_dir: where indexes are kept; one that cannot be written is left alone, None keeps nothing.
         classes: the class names to label by, from the training split; () takes the folder's own.
         num_classes: labels of a list or of shards must be below it; None accepts any.
+        outside_root: whether a list's entries may lie outside of its folder and of root.
         complain: told of what cannot be taken in. If it returns, a line, a member or a shard is left out, an empty
             class is a class without samples, and unknown classes follow those of `classes`. Only `refuse` goes with
             the cache.
@@ -128,12 +130,13 @@ def open_index(
             a kept index does not tell it again).
     Raises:
         DataError: empty or, from `refuse`, a class without pictures, an unknown class, a line that cannot be read, a
-            missing file, a label out of range, or shards that are no whole set (see `open_shards`).
+            missing file, one outside of the data set, a label out of range, or shards that are no whole set (see
+            `open_shards`).
     """
     start = Path(root).expanduser().resolve()
     path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name  # a link may have no name to go by
     if path.is_dir():
-        index = _open_listed(path, start, None, cache_dir, complain, warn)
+        index = _open_listed(path, start, None, False, cache_dir, complain, warn)
         return _relabel(index, classes, complain) if classes else index
     names = _read_class_names(path)
     num_classes = num_classes or len(names) or None
@@ -141,7 +144,7 @@ def open_index(
         cache = _cache_file(path, start, cache_dir) if cache_dir is not None else None
         index = open_shards(path, cache, complain, warn)
     else:
-        index = _open_listed(path, start, num_classes, cache_dir, complain, warn)
+        index = _open_listed(path, start, num_classes, outside_root, cache_dir, complain, warn)
     if classes and names and names != tuple(classes):
         text = "names other classes, or in another order, than training has"
         complain(Problem("unknown_class", str(path.parent / "classes.txt"), text))
@@ -155,19 +158,21 @@ def _open_listed(
     path: Path,
     root: Path,
     num_classes: int | None,
+    outside_root: bool,
     cache_dir: str | None,
     complain: Complain,
     warn: Callable[[str], None],
 ) -> SampleIndex:
     """The index of a folder or a list, kept or new."""
-    cache = _cache_file(path, root, cache_dir) if cache_dir is not None and complain is refuse else None
+    anywhere = Path(os.sep) if outside_root else root  # a list that was read by another rule is another one
+    cache = _cache_file(path, anywhere, cache_dir) if cache_dir is not None and complain is refuse else None
     index = _read_cache(cache) if cache else None
     if index is None:
         started_ns = time.time_ns()
         if path.is_dir():
             index, stamps = _scan_folder(path, complain, warn)
         else:
-            index, stamps = _read_list(path, root, num_classes, complain)
+            index, stamps = _read_list(path, root, num_classes, outside_root, complain)
         if cache and all(changed_ns < started_ns - RACY_NS for _, changed_ns in stamps):
             _write_cache(cache, index, stamps)
     return index
@@ -287,9 +292,9 @@ def _relabel(index: SampleIndex, classes: Sequence[str], complain: Complain) -> 
 
 
 def _read_list(
-    path: Path, root: Path, num_classes: int | None, complain: Complain
+    path: Path, root: Path, num_classes: int | None, outside_root: bool, complain: Complain
 ) -> tuple[SampleIndex, list[tuple[str, int]]]:
-    """A list of `path label` lines; a path starts at the list's folder or at the data set's root."""
+    """A list of `path label` lines; a path starts at the list's folder or at the data set's root, and stays in it."""
     stamps = [(str(path), path.stat().st_mtime_ns)]
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # splitlines would cut at odd characters in names
@@ -304,13 +309,17 @@ def _read_list(
             continue
         match = _LIST_LINE.fullmatch(line)
         place = f"{path} line {number}"
-        if match is None:
+        if match is None or "\0" in line:
             text = f"expected `path label` with a label of 0 or more, got {line.strip()!r}"
             complain(Problem("malformed_line", place, text))
             continue
         name, label = match["path"], int(match["label"])
-        found = next((start for start in starts if os.path.isfile(os.path.join(start, name))), None)
-        if found is None:
+        allowed = starts if outside_root else [start for start in starts if _stays_inside(name, start, starts)]
+        found = next((start for start in allowed if os.path.isfile(os.path.join(start, name))), None)
+        if not allowed:
+            text = f"{name} lies outside of {' and '.join(map(str, starts))}; if that is meant, say --outside-root"
+            complain(Problem("outside_root", place, text))
+        elif found is None:
             complain(Problem("missing_file", place, f"no file {name} in {' or '.join(map(str, starts))}"))
         elif num_classes is not None and label >= num_classes:
             complain(_out_of_range(place, label, name, num_classes))
@@ -321,6 +330,20 @@ def _read_list(
     if not any(line.strip() for line in lines):
         raise DataError(f"{path}: the list is empty; expected `path label` lines")
     return _pack(str(path), names, folders, labels, ()), stamps
+
+
+def _stays_inside(name: str, start: Path, folders: Sequence[Path]) -> bool:
+    """Whether start/name lies in one of the folders.
+
+    As it is written, so that links in a data set may lead where they want; they are followed where `..` comes behind
+    one, and where an absolute path may be another name of the same place.
+    """
+    if not os.path.isabs(name) and ".." not in name:
+        return True
+    inside = tuple(os.path.join(folder, "") for folder in folders)
+    if ".." not in name and name.startswith(inside):
+        return True
+    return os.path.realpath(os.path.join(start, name)).startswith(inside)
 
 
 def _read_class_names(list_file: Path) -> tuple[str, ...]:
@@ -354,7 +377,9 @@ def _read_cache(file: Path) -> SampleIndex | None:
     try:
         if any(os.stat(name).st_mtime_ns != changed_ns for name, changed_ns in meta.pop("stamps")):
             return None
-        return SampleIndex(**{**arrays, **meta, "classes": tuple(meta["classes"])})
+        index = SampleIndex(**{**arrays, **meta, "classes": tuple(meta["classes"])})
+        index.check()
+        return index
     except (OSError, KeyError, TypeError, ValueError):  # a folder is gone, or somebody else's file
         return None
 

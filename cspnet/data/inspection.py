@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import warnings
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cspnet.data.decode import UnreadableImageError
+from cspnet.data.decode import UnreadableImageError, open_image
 from cspnet.data.samples import SampleIndex
 
 __all__ = ["DIGEST_BYTES", "Inspection", "inspect_picture", "inspect_sample"]
@@ -80,7 +79,7 @@ def inspect_picture(data: bytes, name: str) -> Inspection:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow would warn of is found here, and not said for each file
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 width, height = image.size
                 mode, kind = image.mode, image.format or ""
                 turned = _tiff_number(image, _ORIENTATION)  # loading a TIFF turns it and forgets this
@@ -108,7 +107,7 @@ def _broken(error: Exception, data: bytes) -> tuple[str, str]:
     begins = data.startswith(_SIGNATURES)
     if not data:
         return "zero_byte", "0 bytes"
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError | UnreadableImageError):
         return "bomb", text
     if isinstance(error, UnidentifiedImageError) and not begins:
         return "not_picture", f"begins with {data[:24]!r}"

@@ -15,7 +15,7 @@ try:
 except ImportError:  # no wheel for this platform: Pillow decodes everything
     simplejpeg = None
 
-__all__ = ["IS_INSTALLED", "JpegHeader", "decode_jpeg", "is_whole_jpeg", "read_jpeg_header"]
+__all__ = ["IS_INSTALLED", "JpegHeader", "count_scans", "decode_jpeg", "is_whole_jpeg", "read_jpeg_header"]
 
 IS_INSTALLED = simplejpeg is not None
 """Whether there is a decoder for it."""
@@ -103,6 +103,11 @@ def _read_segments(data: bytes | memoryview) -> JpegHeader | None:
 def is_whole_jpeg(data: bytes | memoryview) -> bool:
     """Whether the end mark is where it belongs; where it is missing, the file may be cut off."""
     return bytes(data[-2:]) == _EOI
+
+
+def count_scans(data: bytes | memoryview) -> int:
+    """How often a JPEG goes over its picture, at most: those of a thumbnail count as well."""
+    return bytes(data).count(b"\xff\xda") if data[:2] == _SOI else 0
 
 
 def decode_jpeg(data: bytes | memoryview, header: JpegHeader, bottom: int, shrink: int = 1) -> np.ndarray:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import stat
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,16 @@ from cspnet.data.decode import UnreadableImageError
 from cspnet.errors import DataError
 from cspnet.runtime.files import replacing
 
-__all__ = ["RACY_NS", "SampleIndex", "blame_file", "digest_samples", "join_paths", "read_arrays", "write_arrays"]
+__all__ = [
+    "RACY_NS",
+    "SampleIndex",
+    "are_whole",
+    "blame_file",
+    "digest_samples",
+    "join_paths",
+    "read_arrays",
+    "write_arrays",
+]
 
 _AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Opening a pipe would wait for whoever writes to it."""
@@ -50,6 +60,25 @@ class SampleIndex:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def check(self) -> None:
+        """Whether what was read from a file can be an index at all.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        texts = (self.source, self.fingerprint, self.encoding, *self.classes)
+        most = len(self.classes) or None
+        if not (
+            len(self) > 0
+            and all(isinstance(text, str) for text in texts)
+            and are_whole(self.paths, len(self.paths), np.uint8)
+            and are_whole(self.ends, len(self), np.int64)
+            and bool((np.diff(self.ends, prepend=0) >= 0).all())
+            and self.ends[-1] == len(self.paths)
+            and are_whole(self.labels, len(self), np.int32, below=most)
+        ):
+            raise ValueError("not an index")
 
     def path(self, i: int) -> str:
         """The path of sample i."""
@@ -84,6 +113,19 @@ def _read_file(path: str) -> bytes:
         return parts[0] if len(parts) == 1 else b"".join(parts)
     finally:
         os.close(opened)
+
+
+def are_whole(
+    values: object, length: int, kind: type[np.generic], *, at_least: int = 0, below: int | None = None
+) -> bool:
+    """Whether something is an array of so many numbers of a kind and in a range."""
+    return (
+        isinstance(values, np.ndarray)
+        and values.shape == (length,)
+        and values.dtype == kind
+        and bool((values >= at_least).all())
+        and (below is None or bool((values < below).all()))
+    )
 
 
 def blame_file(error: OSError, path: str, what: str = "") -> Exception:
@@ -126,11 +168,17 @@ def write_arrays(file: Path, version: int, meta: Mapping[str, Any], arrays: Mapp
 
 
 def read_arrays(file: Path, version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """What `write_arrays` kept; None when there is none, it is damaged, or of another version."""
+    """What `write_arrays` kept; None when there is none, it is damaged, or of another version.
+
+    What it holds may be anything that was written by a stranger: arrays of numbers, no larger than the file.
+    """
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        meta = json.loads(arrays.pop("meta").tobytes())
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return None  # not ours, and a few bytes may become any number of them
+        with np.load(file, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
+        meta = dict(json.loads(arrays.pop("meta").tobytes()))
     except Exception:  # a damaged archive makes zipfile and numpy raise anything
         return None
     return (meta, arrays) if meta.pop("format", None) == version else None

@@ -224,11 +224,13 @@ def _stamp(file: Path) -> Stamp:
 
 def _find_change(index: ShardIndex, stamps: Sequence[Stamp], files: Sequence[Path]) -> str:
     """In what the shards are not those of an index; empty if they are."""
-    names = {file.name for file in files}
-    known = {name for name, _, _ in stamps}
-    gone, new = sorted(known - names), sorted(names - known)
+    names = [file.name for file in files]
+    known = [name for name, _, _ in stamps]
+    gone, new = sorted({*known} - {*names}), sorted({*names} - {*known})
     if gone or new:
         return f"{gone[0]} is gone" if gone else f"{new[0]} is new"
+    if known != names:  # so that the files of an index are those that are there, each where it is taken for
+        return "it names them in another order"
     for number, (file, (name, size, changed_ns)) in enumerate(zip(files, stamps, strict=True)):
         try:
             _, size_now, changed_now_ns = _stamp(file)
@@ -278,8 +280,11 @@ def _read_index(file: Path, folder: Path) -> tuple[ShardIndex, list[Stamp]] | No
     try:
         stamps = [(str(name), int(size), int(changed_ns)) for name, size, changed_ns in meta.pop("stamps")]
         files = tuple(str(folder / name) for name, _, _ in stamps)
-        plan = ShardPlan(*planned) if (planned := meta.pop("plan")) else None
+        planned = meta.pop("plan")
+        plan = ShardPlan.from_values(dict(zip(ShardPlan._fields, planned, strict=True))) if planned else None
         place = {"source": str(folder), "classes": (), "files": files}
-        return ShardIndex(**{**meta, **arrays, **place, "plan": plan}), stamps
-    except (KeyError, TypeError, ValueError):  # somebody else's index.npz
+        index = ShardIndex(**{**meta, **arrays, **place, "plan": plan})
+        index.check()
+        return index, stamps
+    except (KeyError, TypeError, ValueError, OverflowError):  # somebody else's index.npz
         return None

@@ -18,15 +18,16 @@ import json
 import mmap
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
 from cspnet.data.decode import UnreadableImageError
-from cspnet.data.samples import SampleIndex, blame_file
+from cspnet.data.samples import SampleIndex, are_whole, blame_file
 from cspnet.data.tar import BLOCK, read_comment
 from cspnet.errors import DataError
 
@@ -54,6 +55,18 @@ class ShardIndex(SampleIndex):
     heads: np.ndarray = field(repr=False)
     plan: ShardPlan | None = None
     """How the shards were made, if they are ours."""
+
+    def check(self) -> None:
+        """As for all indexes; each sample has to lie in one of the files, behind its header."""
+        super().check()
+        if not (
+            are_whole(self.shards, len(self), np.int32, below=len(self.files))
+            and are_whole(self.offsets, len(self), np.int64, at_least=BLOCK)
+            and are_whole(self.sizes, len(self), np.int64)
+            and are_whole(self.heads, len(self), np.uint32)
+            and bool((np.diff(self.shards) >= 0).all())
+        ):
+            raise ValueError("not an index of shards")
 
     def name(self, i: int) -> str:
         """The name of sample i, without its shard."""
@@ -102,6 +115,22 @@ class ShardPlan(NamedTuple):
     encoding: str
     """How they were encoded anew; empty: not at all."""
 
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> ShardPlan:
+        """What a file says of itself.
+
+        Raises:
+            ValueError, TypeError: it cannot be so.
+        """
+        plan = cls(**values)
+        numbers = ((plan.num_samples, 0), (plan.shard_size, 1))
+        if not (
+            all(isinstance(text, str) for text in (plan.source, plan.encoding))
+            and all(type(number) is int and least <= number < 1 << 48 for number, least in numbers)
+        ):
+            raise ValueError("not a plan")
+        return plan
+
     @property
     def num_shards(self) -> int:
         return -(-self.num_samples // self.shard_size)
@@ -125,8 +154,8 @@ def read_plan(file: Path) -> ShardPlan | None:
     try:
         plan = json.loads(comment.removeprefix(_PLAN_PREFIX))
         if plan.pop("format") == _FORMAT:
-            return ShardPlan(**plan)
-    except (ValueError, TypeError, KeyError, AttributeError):
+            return ShardPlan.from_values(plan)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise DataError(f"{file}: was packed by another version of this program; pack the data set again")
 

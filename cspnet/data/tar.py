@@ -18,6 +18,9 @@ _END = bytes(BLOCK)
 _FILES = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE = (b"x", b"X"), b"g", b"L", b"K", b"S"
+_MOST_EXTRA = 1 << 20
+"""Bytes of an extended header, which is read into memory; names and a comment take thousands."""
+_MOST_DIGITS = 20
 
 
 class TarError(Exception):
@@ -57,8 +60,10 @@ def walk_tar(file: BinaryIO) -> Iterator[Member]:
         if kind == _SPARSE:
             raise TarError(f"holds a sparse file at byte {offset:,}; pack it without --sparse")
         is_extra = kind in (*_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK)
-        if not is_extra:
-            size = int(extra.get(b"size", size))
+        if is_extra:
+            _check_extra(size, offset)
+        elif b"size" in extra:
+            size = _read_size(extra[b"size"], offset)
         start = offset + BLOCK
         offset = start + (0 if kind in _WITHOUT_DATA else -(-size // BLOCK) * BLOCK)
         if offset > file_size:
@@ -85,12 +90,14 @@ def read_comment(file: BinaryIO) -> str:
     block = file.read(BLOCK)
     if len(block) < BLOCK or block[156:157] != _PAX_GLOBAL:
         return ""
-    content = file.read(_check_header(block, 0))
+    size = _check_header(block, 0)
+    _check_extra(size, 0)
+    content = file.read(size)
     return _read_pax(content, BLOCK).get(b"comment", b"").decode("utf-8", "replace")
 
 
 def _check_header(block: bytes, offset: int) -> int:
-    """The size that a header gives."""
+    """The size that a header gives, 0 or more."""
     try:
         if sum(block) - sum(block[148:156]) + 8 * ord(" ") == _read_number(block[148:156]):
             return _read_number(block[124:136])
@@ -100,11 +107,26 @@ def _check_header(block: bytes, offset: int) -> int:
     raise TarError(f"{what}: there is no good header at byte {offset:,}")
 
 
+def _check_extra(size: int, offset: int) -> None:
+    if size > _MOST_EXTRA:
+        raise TarError(f"damaged: an extended header of {size:,} bytes at byte {offset:,}")
+
+
+def _read_size(text: bytes, offset: int) -> int:
+    """The size in an extended header, which counts instead of the header's own."""
+    if not text.isdigit() or len(text) > _MOST_DIGITS:
+        raise TarError(f"damaged: the extended header before byte {offset:,} gives no size")
+    return int(text)
+
+
 def _read_number(field: bytes) -> int:
-    """An octal number in text, or GNU's binary form of a large one."""
+    """An octal number in text, or GNU's binary form of a large one; never below 0: a walk would go back, for ever."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+    text = field.split(b"\0", 1)[0].strip() or b"0"
+    if not text.isdigit():
+        raise ValueError
+    return int(text, 8)
 
 
 def _read_name(block: bytes) -> bytes:
@@ -117,14 +139,16 @@ def _read_name(block: bytes) -> bytes:
 def _read_pax(content: bytes, offset: int) -> dict[bytes, bytes]:
     """The records `length keyword=value\\n` of an extended header."""
     values = {}
+    content, at = content.rstrip(b"\0"), 0
     try:
-        while content.strip(b"\0"):
-            length = int(content.split(b" ", 1)[0])
-            record, content = content[:length], content[length:]
+        while at < len(content):
+            length = int(content[at : at + _MOST_DIGITS].split(b" ", 1)[0])
+            record = content[at : at + length]
             keyword, value = record.split(b" ", 1)[1].split(b"=", 1)
             if length < 5 or not value.endswith(b"\n"):
                 raise ValueError
             values[keyword] = value[:-1]
+            at += length
     except (ValueError, IndexError) as error:
         raise TarError(f"damaged: there is no good extended header at byte {offset:,}") from error
     return values

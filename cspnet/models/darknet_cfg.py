@@ -32,10 +32,17 @@ __all__ = ["CFG_PREFIX", "DarknetCfgNet", "Section", "create_cfg_model", "parse_
 
 CFG_PREFIX = "cfg/"
 
-# Beyond any network: a slip of the pen is an error with its line instead of terabytes.
+# Beyond any network: a slip of the pen, or bad will, is an error with its line instead of terabytes.
 _MOST_CHS = 65_536
 _MOST_PX = 256
 _MOST_SIDE_PX = 4096
+_MOST_LAYERS = 4096
+_MOST_WEIGHTS = 2**29
+"""Of all layers: 2 GiB."""
+_MOST_OUTPUTS = 2**28
+"""Of one layer, for one picture: 1 GiB."""
+_MOST_BYTES = 1 << 20
+"""Of a file, which has some ten thousand."""
 
 # In place where it can be: the input is a convolution's, a BatchNorm's, a sum's or a product's, and nobody else's.
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -244,10 +251,20 @@ def _window_px(section: Section, side_px: int, size: int, stride: int, padding: 
     return (side_px + padding - size) // stride + 1
 
 
-def _build_convolutional(section: Section, x: Shape) -> tuple[nn.Module, Shape]:
+def _read_kernel(section: Section) -> tuple[int, int, int]:
+    """Filters, size in pixels and groups of a convolution."""
     filters = section.whole("filters", at_least=1, at_most=_MOST_CHS)
-    size = section.whole("size", 1, at_least=1, at_most=_MOST_PX)
-    stride, groups = section.whole("stride", 1, at_least=1, at_most=_MOST_PX), section.whole("groups", 1, at_least=1)
+    return filters, section.whole("size", 1, at_least=1, at_most=_MOST_PX), section.whole("groups", 1, at_least=1)
+
+
+def _count_weights(section: Section, x: Shape) -> int:
+    filters, size, groups = _read_kernel(section)
+    return x.chs * filters * size**2 // groups
+
+
+def _build_convolutional(section: Section, x: Shape) -> tuple[nn.Module, Shape]:
+    filters, size, groups = _read_kernel(section)
+    stride = section.whole("stride", 1, at_least=1, at_most=_MOST_PX)
     padding = size // 2 if section.whole("pad", 0) else section.whole("padding", 0, at_most=_MOST_PX)
     if x.chs % groups or filters % groups:
         raise section.error(f"does not divide the {x.chs} channels before and the {filters} behind", "groups")
@@ -371,7 +388,11 @@ def _find_unread(sources: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     last_reader = {layer: layer for layer in range(len(sources))}
     last_reader |= {layer: reader for reader, layers in enumerate(sources) for layer in layers}
     del last_reader[len(sources) - 1]
-    return [tuple(layer for layer, last in last_reader.items() if last == reader) for reader in range(len(sources))]
+    unread: list[list[int]] = [[] for _ in sources]
+    for layer, reader in last_reader.items():
+        if reader >= 0:
+            unread[reader].append(layer)
+    return [tuple(layers) for layers in unread]
 
 
 def _find_classifier(sections: Sequence[Section]) -> int:
@@ -407,13 +428,15 @@ class DarknetCfgNet(nn.Module):
         net, sections = sections[0], list(sections[1:])
         if net.name not in ("net", "network"):
             raise net.error("expected [net] as the first section")
-        self.input_px = net.whole("height", at_least=1)
+        self.input_px = net.whole("height", at_least=1, at_most=_MOST_SIDE_PX)
         """Side of the square input the file is for, in pixels."""
         if net.whole("width") != self.input_px:
             raise net.error(f"expected a square input, height={self.input_px}", "width")
         self.in_chs = net.whole("channels", at_least=1, at_most=_MOST_CHS)
         if not sections:
             raise net.error("the file has no layers")
+        if len(sections) > _MOST_LAYERS:
+            raise sections[_MOST_LAYERS].error(f"the file has more than {_MOST_LAYERS:,} layers")
         kinds = [_check(section) for section in sections]
         index = _find_classifier(sections)
         sections[index].whole("filters", at_least=1)
@@ -425,11 +448,19 @@ class DarknetCfgNet(nn.Module):
         self.sources: list[tuple[int, ...]] = []
         """Numbers of the layers that each layer reads; -1 is the input."""
         shapes = {-1: Shape(self.in_chs, self.input_px)}
+        num_weights = 0
         for i, (section, kind) in enumerate(zip(sections, kinds, strict=True)):
             if i and sections[i - 1].name in _LOSSES and section.name not in _LOSSES:
                 raise section.error(f"expected nothing behind {' and '.join(_LOSSES)}")
             self.sources.append(_find_sources(section, i))
-            layer, shapes[i] = kind.build(section, *(shapes[source] for source in self.sources[i]))
+            inputs = [shapes[source] for source in self.sources[i]]
+            num_weights += _count_weights(section, *inputs) if section.name == "convolutional" else 0
+            if num_weights > _MOST_WEIGHTS:
+                raise section.error(f"with this layer the network has more than {_MOST_WEIGHTS:,} weights")
+            layer, shapes[i] = kind.build(section, *inputs)
+            if shapes[i].chs > _MOST_CHS or shapes[i].chs * shapes[i].side_px ** 2 > _MOST_OUTPUTS:
+                chs, side_px = shapes[i]
+                raise section.error(f"{chs:,} channels of {side_px} x {side_px} px are more than fit into memory")
             self.layers.append(layer)
         if (side_px := shapes[len(sections) - 1].side_px) != 1:
             raise sections[-1].error(f"{side_px} x {side_px} px are left at the end: expected an [avgpool] before it")
@@ -473,10 +504,13 @@ def read_cfg_text(name: str) -> str:
     """
     path = Path(name.removeprefix(CFG_PREFIX))
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ModelError(f"model {name}: cannot read {path}: {reason}") from error
+    if len(data) > _MOST_BYTES:
+        raise ModelError(f"model {name}: {path} has more than {_MOST_BYTES:,} bytes; expected a Darknet cfg file")
     if b"\0" in data:
         raise ModelError(f"model {name}: {path} is not a text file; expected a Darknet cfg file")
     return data.decode("utf-8-sig", errors="replace")  # comments may be in any alphabet of their time

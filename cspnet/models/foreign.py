@@ -12,6 +12,8 @@ from cspnet.errors import ModelError
 __all__ = ["FOREIGN_PREFIXES", "create_foreign_model"]
 
 FOREIGN_PREFIXES = ("timm/", "torchvision/")
+_ELSEWHERE = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "weights")
+"""Options that read other files, or download them: a recipe or a checkpoint must not make a network do that."""
 
 
 def create_foreign_model(
@@ -20,9 +22,13 @@ def create_foreign_model(
     """`timm/<name>` or `torchvision/<name>`, freshly initialised; the rest as for `create_model`.
 
     Raises:
-        ModelError: the library does not know the name or an option.
+        ModelError: the library does not know the name or an option, or the weights would come from elsewhere.
     """
     library, bare_name = name.split("/", 1)
+    if ":" in bare_name:  # timm's hf-hub: and local-dir:
+        raise ModelError(f"model {name}: networks of a hub or a folder are not built; use a name that {library} has")
+    if taken := [key for key in options if key in _ELSEWHERE or key.startswith("weights_")]:
+        raise ModelError(f"model {name}: {taken[0]} is not an option here; load weights with --pretrained FILE")
     try:
         if library == "timm":
             return _create_timm(bare_name, num_classes, features_only, out_indices, options)

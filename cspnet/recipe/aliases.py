@@ -114,6 +114,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 CONSTANT_FLAGS: dict[str, tuple[str, Any, str]] = {
     "--amp": ("train.precision", "auto", "mixed precision where the hardware has it (the default)"),
     "--no-amp": ("train.precision", "fp32", "no mixed precision"),
+    "--outside-root": ("data.outside_root", True, "a list's entries may lie outside of the data set's folder"),
     "--nesterov": ("optim.nesterov", True, "Nesterov momentum"),
     "--bce-loss": ("loss.name", "bce", "binary cross entropy"),
     "--model-ema": ("ema.decay", 0.9998, "average the weights with timm's default decay"),

@@ -49,6 +49,11 @@ ALTERNATIVES = (*_SAME_LENGTHS, *((b, a) for a, b in _SAME_LENGTHS))
 RENAMED = {"mix.cutmix_prob": "mix.prob"}
 """{key in older recipes and checkpoints: key today}."""
 
+_MOST_BYTES = 1 << 20
+"""Of a recipe file, which has a few thousand: YAML's time and memory grow with them."""
+_MOST_LAYERS = 32
+"""Of a base chain."""
+
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
@@ -69,7 +74,17 @@ class FieldHelp:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (1e-4 is a float) and words (on, off, yes and no are text), and no key given twice."""
+    """YAML 1.2's numbers (1e-4 is a float) and words (on, off, yes and no are text), and no key given twice.
+
+    Nor aliases: with them a few lines stand for more than any memory holds, or for something without an end.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"*{event.anchor} is an alias; write out what it stands for, or use base:"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -177,14 +192,25 @@ def _raise_unknown(where: str, key: str) -> None:
     raise RecipeError(f"{where}: {key}: unknown key; {advice}")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> str:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        text = content.decode("utf-8")
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        near = [str(file) for file in sorted(Path("recipes").rglob(f"{path.name}.yaml"))]
+        near = [str(file) for file in sorted(Path("recipes").rglob("*.yaml")) if file.stem == path.name]
         advice = f"; did you mean {near[0]}?" if near else ""
         raise RecipeError(f"{path}: cannot read the recipe: {reason}{advice}") from error
+    if len(content) > _MOST_BYTES:
+        raise RecipeError(f"{path}: cannot read the recipe: it has more than {_MOST_BYTES:,} bytes")
+    return text
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
+    try:
+        values = yaml.load(text, Loader=_Loader)
     except Exception as error:  # tags that do not fit their value make PyYAML raise anything
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -199,10 +225,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _read_chain(path: Path, children: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """A file's layers, the bottom of its base chain first: [(file, {dotted key: value})]."""
+    if len(children) == _MOST_LAYERS:
+        raise RecipeError(f"{children[-1]}: base: leads through more than {_MOST_LAYERS} files")
+    if children and not _is_file(path):
+        raise RecipeError(f"{children[-1]}: base: no such file: {path}")
     if path.resolve() in (child.resolve() for child in children):
         raise RecipeError(f"{children[-1]}: base: {path} leads back to itself")
-    if children and not path.is_file():
-        raise RecipeError(f"{children[-1]}: base: no such file: {path}")
     values = _read_yaml(path)
     base = values.pop("base", None)
     layers: list[tuple[str, dict[str, Any]]] = []
@@ -211,6 +239,13 @@ def _read_chain(path: Path, children: tuple[Path, ...] = ()) -> list[tuple[str, 
             raise RecipeError(f"{path}: base: expected the path of one recipe file, got {base!r}")
         layers = _read_chain(path.parent / base, (*children, path))
     return [*layers, (str(path), _flatten(values, str(path)))]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or none that a system can have
+        return False
 
 
 def parse_value(text: str) -> Any:

@@ -99,6 +99,8 @@ class DataRecipe:
     goes by format."""
     val: str | None = "auto"
     """The same of the validation pictures; null means none."""
+    outside_root: bool = False
+    """Whether the entries of a list may lie outside of root and of the list's own folder (absolute paths, ../)."""
     cache_dir: str = "~/.cache/cspnet"
     """Where the index of a scanned data set is kept."""
     train_px: Pixels = 224

@@ -102,7 +102,7 @@ def _step_of(line: bytes) -> float:
         record = json.loads(line)
         step = float(record["step"]) + ("train/epoch_loss" in record) * _EPOCH
         return step if line.endswith(b"\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")
 
 
@@ -141,4 +141,4 @@ class SummaryFile:
 def _epoch_of(row: bytes) -> float:
     """The epoch of a row; infinity for a row that was cut short."""
     epoch = row.split(b",")[0]
-    return int(epoch) if row.endswith(b"\n") and epoch.isdigit() else float("inf")
+    return float(epoch) if row.endswith(b"\n") and epoch.isdigit() else float("inf")

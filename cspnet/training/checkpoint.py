@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,19 @@ import torch
 
 from cspnet.errors import CheckpointError, RunFolderError
 from cspnet.runtime.files import replacing, write_atomically
-from cspnet.weights.files import checksum_file, hash_file, read_tensors
+from cspnet.training.state import Progress
+from cspnet.weights.files import checksum_file, hash_file, is_plain, read_tensors
 
 __all__ = ["FORMAT", "find_checkpoint", "holds_checkpoints", "newest_step", "read_checkpoint", "save_checkpoint"]
 
 FORMAT = 1
-_PARTS = (
-    *("arch", "num_classes", "classes", "recipe", "eval_cfg", "global_batch_size", "data"),
-    *("state_dict", "state_dict_ema", "optimizer", "scaler", "progress", "ranks"),
-)
+_PARTS = {
+    **{"arch": str, "num_classes": int, "classes": list | tuple, "recipe": dict, "eval_cfg": dict},
+    **{"global_batch_size": int, "data": dict, "state_dict": dict, "state_dict_ema": dict | None, "optimizer": dict},
+    **{"scaler": dict, "progress": dict, "ranks": list},
+}
+"""What a checkpoint is made of."""
+_PLAIN_PARTS = ("classes", "recipe", "eval_cfg", "data", "progress")
 _STEP_NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -132,7 +136,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     lacking = [key for key in _PARTS if key not in content]
     if lacking:
         raise CheckpointError(f"{path}: not a whole checkpoint: it lacks {lacking[0]}")
+    if misfits := [*_find_misfits(content)]:
+        raise CheckpointError(f"{path}: not a checkpoint of ours: its {misfits[0]} is something else")
     return content
+
+
+def _find_misfits(content: dict[str, Any]) -> Iterator[str]:
+    """The parts that are not what their name says."""
+    for key, kind in _PARTS.items():
+        if not isinstance(content[key], kind) or (key in _PLAIN_PARTS and not is_plain(content[key])):
+            yield key
+            return
+    if not {"fingerprint", "num_samples"} <= content["data"].keys():
+        yield "data"
+    try:
+        progress = Progress(**content["progress"])
+    except TypeError:
+        yield "progress"
+        return
+    numbers = (progress.step, progress.epoch, progress.samples_done)
+    if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(progress.ranking, dict):
+        yield "progress"
 
 
 def find_checkpoint(

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from cspnet.errors import CheckpointError
 from cspnet.runtime.files import replacing
+from cspnet.weights.pickles import RefusedError, check_file
 
-__all__ = ["checksum_file", "hash_file", "read_tensors", "verify_checksum", "write_safetensors"]
+__all__ = ["checksum_file", "hash_file", "is_plain", "read_tensors", "verify_checksum", "write_safetensors"]
 
 _ABOUT = "cspnet"
+_MOST_VALUES = 1 << 20
+"""In what a file says beside its tensors; as lists in it may be in it many times, a small file may have any number."""
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -35,15 +38,21 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of weights")
-    if not verify_checksum(path):
-        _verify_archive(path)
+    is_verified = verify_checksum(path)
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
+        check_file(path)
+        if not is_verified:
+            _verify_archive(path)
         # Warnings are of pickles that are refused in the next moment.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except RefusedError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except pickle.UnpicklingError as error:
         what = "holds objects other than tensors and built-in types, which are not loaded"
         if not any(word in str(error).lower() for word in ("unsupported global", "unsupported class")):
@@ -57,6 +66,23 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found a {type(content).__name__}")
     return content
+
+
+def is_plain(value: object) -> bool:
+    """Whether something holds text, numbers, lists and dictionaries with text for keys, and not too many of them."""
+    waiting, num_values = [value], 0
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, dict) and all(isinstance(key, str) for key in inner):
+            inner = list(inner.values())
+        if isinstance(inner, list | tuple):
+            num_values += len(inner)
+            if num_values > _MOST_VALUES:
+                return False
+            waiting += inner
+        elif not isinstance(inner, str | int | float | None):
+            return False
+    return True
 
 
 def _guess_kind(path: Path) -> str:
@@ -83,7 +109,7 @@ def _verify_archive(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if archive.getinfo(name).file_size]
+            names = [entry.filename for entry in archive.infolist() if entry.file_size and not entry.compress_type]
             damaged = [name for name in names if not _is_whole(archive, name)]
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
         return  # no archive, or one that is not PyTorch's: torch.load says what is wrong with it

@@ -88,7 +88,7 @@ def _find_new_head(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[s
     return head if fits and len(counts) == 1 and counts != {len(own[head[0]])} else ()
 
 
-def _check_values(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+def _check_values(own: Mapping[str, Tensor], state: Mapping[str, object], where: str) -> None:
     """Refuse what no weight can be: values that are absent, sparse, of another kind, or not finite.
 
     Raises:
@@ -96,7 +96,9 @@ def _check_values(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where:
     """
     for key, value in state.items():
         problem = None
-        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+        if not isinstance(value, Tensor):
+            problem = "no tensor"
+        elif value.layout is not torch.strided or value.is_meta or value.is_quantized:
             problem = "no dense values"
         elif key in own and value.is_floating_point() is not own[key].is_floating_point():
             problem = f"{str(value.dtype).removeprefix('torch.')} values"

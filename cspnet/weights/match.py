@@ -17,7 +17,7 @@ from cspnet.models.rows import darknet_cfgs
 from cspnet.models.spec import Activation, NetworkSpec
 from cspnet.models.zoo import ZOO, create_model
 from cspnet.weights.darknet import DarknetFile, find_darknet_graph, read_darknet, state_from_darknet
-from cspnet.weights.files import read_tensors
+from cspnet.weights.files import is_plain, read_tensors
 from cspnet.weights.layouts import LAYOUTS, detect_layout, find_graph, import_state, reorder_parts, same_layers
 from cspnet.weights.preprocessing import (
     Preprocessing,
@@ -83,7 +83,12 @@ def describes_itself(content: Mapping[str, Any] | DarknetFile) -> TypeGuard[Mapp
         isinstance(content, Mapping)
         and {"num_classes", "classes"} <= set(content)
         and isinstance(content.get("arch"), str)
+        and isinstance(content["num_classes"], int)
+        and isinstance(content["classes"], list | tuple)
+        and all(isinstance(name, str) for name in content["classes"])
         and isinstance(content.get("recipe"), dict)
+        and isinstance(content["recipe"].get("model.options", {}), dict)
+        and is_plain(content["recipe"])
     )
 
 
@@ -171,7 +176,7 @@ def _match(
     state = extract_state_dict(content, which=which, where=where)
     is_average = which != "raw" and _find_average(content) is not None
     if source == "cspnet" or (source == "auto" and describes_itself(content)):
-        return _match_own(content, state, model, is_average)
+        return _match_own(content, state, model, is_average, where)
     layout = source if source != "auto" else detect_layout(state, model)
     if layout == "cspnet":
         own = timm_preprocessing(getattr(model, "pretrained_cfg", None))
@@ -194,7 +199,9 @@ def _doubt_names(model: nn.Module) -> tuple[str, ...]:
     return ("taken for this network's own weights; if they are timm's, read them with the source timm",)
 
 
-def _match_own(content: Mapping[str, Any], state: dict[str, Tensor], model: nn.Module, is_average: bool) -> Weights:
+def _match_own(
+    content: Mapping[str, Any], state: dict[str, Tensor], model: nn.Module, is_average: bool, where: str
+) -> Weights:
     """Our own names. A file that says its model may have another order of concatenation than this one."""
     warnings: tuple[str, ...] = ()
     if isinstance(model, CspNet) and describes_itself(content) and content["arch"] in ZOO:
@@ -205,15 +212,18 @@ def _match_own(content: Mapping[str, Any], state: dict[str, Tensor], model: nn.M
         if same_layers(saved.spec, model.spec):
             state = reorder_parts(state, model.spec, file_block_first=block_first, reading=True)
         warnings = _compare_activations(model, saved.spec.activation, saved.spec.leaky_slope, "the saved network")
-    preprocessing = saved_preprocessing(content.get("eval_cfg"))
+    try:
+        preprocessing = saved_preprocessing(content.get("eval_cfg"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: damaged: eval_cfg is not the geometry of a validation") from error
     return Weights("cspnet", state, is_average, preprocessing, warnings, seen=_count_seen(content))
 
 
 def _count_seen(content: Mapping[str, Any]) -> int:
     """Pictures a checkpoint has been trained on."""
     progress, batch_size, seen = (content.get(key) for key in ("progress", "global_batch_size", "seen"))
-    if isinstance(progress, Mapping) and isinstance(batch_size, int):
-        return int(progress.get("step", 0)) * batch_size
+    if isinstance(progress, Mapping) and isinstance(batch_size, int) and isinstance(progress.get("step"), int):
+        return int(progress["step"]) * batch_size
     return seen if isinstance(seen, int) else 0
 
 

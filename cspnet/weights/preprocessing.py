@@ -83,13 +83,20 @@ def timm_preprocessing(cfg: Mapping[str, Any] | None) -> Preprocessing | None:
 
 
 def saved_preprocessing(eval_cfg: Mapping[str, Any] | None) -> Preprocessing | None:
-    """What a checkpoint of ours keeps under `eval_cfg`; None if it keeps nothing."""
+    """What a checkpoint of ours keeps under `eval_cfg`; None if it keeps nothing.
+
+    Raises:
+        KeyError, TypeError, ValueError: it keeps something else there.
+    """
     if not eval_cfg:
         return None
-    return Preprocessing(
-        eval_cfg["size_px"],
-        eval_cfg["crop_ratio"],
-        eval_cfg["interpolation"],
-        tuple(eval_cfg["mean"]),
-        tuple(eval_cfg["std"]),
-    )
+    mean, std = (_as_rgb(eval_cfg[key]) for key in ("mean", "std"))
+    size_px, crop_ratio, interpolation = eval_cfg["size_px"], eval_cfg["crop_ratio"], eval_cfg["interpolation"]
+    if not isinstance(size_px, int) or not isinstance(interpolation, str):
+        raise TypeError
+    return Preprocessing(size_px, float(crop_ratio), interpolation, mean, std)
+
+
+def _as_rgb(values: Any) -> Rgb:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

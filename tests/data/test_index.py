@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -120,11 +121,66 @@ def test_lists(tmp_path: Path, content: str, expected: list[tuple[str, int]]) ->
 def test_paths_of_a_list_start_at_its_folder_or_at_the_root(tmp_path: Path) -> None:
     make_files(tmp_path / "root", "train/1.jpg", "both.jpg")
     make_files(tmp_path / "lists", "near.jpg", "both.jpg")
-    far = make_files(tmp_path / "far", "x.jpg") / "x.jpg"
-    path = write_list(tmp_path / "lists" / "l.txt", f"train/1.jpg 0\nnear.jpg 1\nboth.jpg 2\n{far} 3\n")
+    path = write_list(tmp_path / "lists" / "l.txt", "train/1.jpg 0\nnear.jpg 1\nboth.jpg 2\n")
     index = open_index(path, root=str(tmp_path / "root"), cache_dir=str(tmp_path / "cache"))
-    expected = ["root/train/1.jpg", "lists/near.jpg", "lists/both.jpg", "far/x.jpg"]
-    assert [index.path(i) for i in range(4)] == [str(tmp_path / name) for name in expected]
+    expected = ["root/train/1.jpg", "lists/near.jpg", "lists/both.jpg"]
+    assert [index.path(i) for i in range(3)] == [str(tmp_path / name) for name in expected]
+
+
+def make_two_folders(folder: Path) -> Path:
+    """root/ and lists/ with a picture each, one beside both, and links: another name of root, and a way out of it."""
+    make_files(folder, "root/train/1.jpg", "lists/near.jpg", "far/x.jpg")
+    (folder / "alias").symlink_to(folder / "root")
+    (folder / "root" / "linked").symlink_to(folder / "far")
+    return folder
+
+
+INSIDE = (
+    *("train/../train/1.jpg", "../lists/near.jpg", "../root/train/1.jpg", "linked/x.jpg", "ROOT/linked/x.jpg"),
+    *("ROOT/train/1.jpg", "ALIAS/train/1.jpg"),
+)
+OUTSIDE = (
+    *("../far/x.jpg", "train/../../far/x.jpg", "FAR/x.jpg", "ROOT/../far/x.jpg", "../gone.jpg"),
+    *("/etc/hostname", "../" * 40 + "etc/hostname", "ALIAS/linked/x.jpg"),
+)
+
+
+def write_entry(folder: Path, entry: str) -> Path:
+    """A list of one entry, in which ROOT, ALIAS and FAR stand for absolute paths."""
+    for name in ("root", "alias", "far"):
+        entry = entry.replace(name.upper(), str(folder / name))
+    return write_list(folder / "lists" / "l.txt", f"{entry} 0\n")
+
+
+@pytest.mark.parametrize("entry", INSIDE)
+def test_entries_that_stay_inside(tmp_path: Path, entry: str) -> None:
+    path = write_entry(make_two_folders(tmp_path), entry)
+    index = open_index(path, root=str(tmp_path / "root"), cache_dir=None)
+    assert Path(index.path(0)).read_bytes() == b"not looked at"
+
+
+@pytest.mark.parametrize("entry", OUTSIDE)
+def test_entries_that_lead_out_are_refused_unless_that_is_allowed(tmp_path: Path, entry: str) -> None:
+    path = write_entry(make_two_folders(tmp_path), entry)
+    how = {"root": str(tmp_path / "root"), "cache_dir": str(tmp_path / "cache")}
+    age(tmp_path)  # so that what is read is kept
+    with pytest.raises(DataError, match=r"l\.txt line 1: .* lies outside of .*/lists and .*/root; .*--outside-root"):
+        open_index(path, **how)
+    found: list[Problem] = []
+    with pytest.raises(DataError) if "gone" in entry else contextlib.nullcontext():
+        assert Path(open_index(path, **how, outside_root=True).path(0)).is_file()
+    open_index(path, **how, complain=found.append)
+    assert [problem.kind for problem in found] == ["outside_root"]
+    with pytest.raises(DataError, match="lies outside"):  # what was kept by the other rule does not count
+        open_index(path, **how)
+
+
+def test_a_way_out_behind_a_link(tmp_path: Path) -> None:
+    """As written, linked/.. is the root; to the system it is where the link leads."""
+    path = write_entry(make_two_folders(tmp_path), "linked/../far/x.jpg")
+    assert (tmp_path / "root" / "linked/../far/x.jpg").is_file()
+    with pytest.raises(DataError, match="no file"):
+        open_index(path, root=str(tmp_path / "root"), cache_dir=None)
 
 
 @pytest.mark.parametrize(

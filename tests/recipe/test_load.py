@@ -38,6 +38,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "data.format": ("list", "list"),
     "data.train": ("my_train", "my_train"),
     "data.val": ("null", None),
+    "data.outside_root": ("true", True),
     "data.cache_dir": ("/tmp/cache", "/tmp/cache"),
     "data.train_px": ("96", 96),
     "data.val_px": ("128", 128),
