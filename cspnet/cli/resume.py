@@ -97,7 +97,9 @@ def check_same_run(
 def _check_optimizer(optimizer: torch.optim.Optimizer, where: str) -> None:
     """Refuse a state whose tensors do not belong to their parameters; a step would fail over it."""
     for parameter, values in optimizer.state.items():
-        for name, value in values.items() if isinstance(values, dict) else [("state", values)]:
+        if not isinstance(values, dict) or not isinstance(parameter, torch.Tensor):
+            raise CheckpointError(f"{where}: damaged: the state of its optimizer is something else")
+        for name, value in values.items():
             is_number = isinstance(value, int | float | None)
             if not is_number and (not isinstance(value, torch.Tensor) or value.shape not in ((), parameter.shape)):
                 raise CheckpointError(f"{where}: damaged: {name} of its optimizer is something else")

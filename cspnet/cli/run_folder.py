@@ -12,7 +12,7 @@ from cspnet.errors import RunFolderError
 from cspnet.recipe.load import recipe_to_yaml
 from cspnet.recipe.schema import Recipe
 from cspnet.runtime.files import write_atomically
-from cspnet.training.checkpoint import find_checkpoint, holds_checkpoints, newest_step, read_checkpoint
+from cspnet.training.checkpoint import check_parts, find_checkpoint, holds_checkpoints, newest_step, read_checkpoint
 
 __all__ = ["Start", "find_start", "prepare_folder"]
 
@@ -45,7 +45,9 @@ def find_start(folder: Path | None, resume: str | None, *, writes: bool, warn: C
         return Start(folder if writes else None, found[0] if found else None)
     if resume is not None:
         file = Path(resume)
-        step = read_checkpoint(file)["progress"]["step"]
+        content = read_checkpoint(file)
+        check_parts(file, content)
+        step = content["progress"]["step"]
         own_folder = file.resolve().parent.parent if file.resolve().parent.name == "checkpoints" else None
         if writes and folder is None and own_folder is None:
             raise RunFolderError(

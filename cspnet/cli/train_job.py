@@ -30,7 +30,7 @@ from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
 from cspnet.runtime.memory import told_shortage
 from cspnet.runtime.signals import StopRequest
-from cspnet.training.checkpoint import read_checkpoint
+from cspnet.training.checkpoint import check_parts, read_checkpoint
 from cspnet.training.loop import fit
 from cspnet.training.run import Run
 from cspnet.training.state import TrainState
@@ -83,6 +83,8 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
         start = on_main(world, lambda: find_start(job.output_dir, job.resume, writes=job.writes, warn=console.warn))
         checkpoint = read_checkpoint(start.checkpoint_file) if start.checkpoint_file else None
         with shared_errors():
+            if checkpoint is not None and start.checkpoint_file is not None:
+                check_parts(start.checkpoint_file, checkpoint)
             recipe = _resolve_recipe(job, checkpoint, start, console)
         with deterministic_algorithms(enabled=recipe.train.deterministic):
             with shared_errors():

@@ -37,7 +37,7 @@ _FORMATS_OF = {
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"GIF8")
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # not a stuffed byte, not a restart inside a scan
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # not a stuffed byte, not a restart inside a scan
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 
 
@@ -196,12 +196,13 @@ def _end_of(data: bytes) -> int | None:
 
 def _end_of_jpeg(data: bytes) -> int | None:
     at = 2
+    before_last = data.rfind(b"\xff\xd9", 0, -2) if data.endswith(b"\xff\xd9") else len(data)
     while match := _JPEG_MARKER.search(data, at):
         at, marker = match.end(), match[1][0]
         if marker == _JPEG_END:
             return at
         # Searching a scan for markers takes as long as decoding it. No end mark before the last bytes: they are it.
-        if marker == _JPEG_SCAN and data.find(b"\xff\xd9", at) == len(data) - 2:
+        if marker == _JPEG_SCAN and before_last < at:
             return len(data)
         at += int.from_bytes(data[at : at + 2], "big")  # past the segment, which may hold a thumbnail
     return None

@@ -76,6 +76,7 @@ class SampleIndex:
             and are_whole(self.ends, len(self), np.int64)
             and bool((np.diff(self.ends, prepend=0) >= 0).all())
             and self.ends[-1] == len(self.paths)
+            and bool(self.paths.all())  # no system has a file with a zero in its name
             and are_whole(self.labels, len(self), np.int32, below=most)
         ):
             raise ValueError("not an index")

@@ -145,7 +145,7 @@ def _read_pax(content: bytes, offset: int) -> dict[bytes, bytes]:
             length = int(content[at : at + _MOST_DIGITS].split(b" ", 1)[0])
             record = content[at : at + length]
             keyword, value = record.split(b" ", 1)[1].split(b"=", 1)
-            if length < 5 or not value.endswith(b"\n"):
+            if not 5 <= length <= len(content) - at or not value.endswith(b"\n"):
                 raise ValueError
             values[keyword] = value[:-1]
             at += length

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ from cspnet.runtime.files import replacing, write_atomically
 from cspnet.training.state import Progress
 from cspnet.weights.files import checksum_file, hash_file, is_plain, read_tensors
 
-__all__ = ["FORMAT", "find_checkpoint", "holds_checkpoints", "newest_step", "read_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FORMAT",
+    "check_parts",
+    "find_checkpoint",
+    "holds_checkpoints",
+    "newest_step",
+    "read_checkpoint",
+    "save_checkpoint",
+]
 
 FORMAT = 1
 _PARTS = {
@@ -124,7 +132,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, or not a checkpoint of a run of ours.
     """
     content = read_tensors(path)
-    if content.get("format") != FORMAT:
+    if not isinstance(content.get("format"), int) or content["format"] != FORMAT:
         what = (
             f"has format {content['format']}, this program reads {FORMAT}"
             if "format" in content
@@ -136,17 +144,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     lacking = [key for key in _PARTS if key not in content]
     if lacking:
         raise CheckpointError(f"{path}: not a whole checkpoint: it lacks {lacking[0]}")
-    if misfits := [*_find_misfits(content)]:
-        raise CheckpointError(f"{path}: not a checkpoint of ours: its {misfits[0]} is something else")
     return content
 
 
-def _find_misfits(content: dict[str, Any]) -> Iterator[str]:
-    """The parts that are not what their name says."""
+def check_parts(path: Path, content: Mapping[str, Any]) -> None:
+    """Pass a checkpoint whose parts are of the kind that a run goes on from, whoever wrote it.
+
+    Raises:
+        CheckpointError: one of them is something else.
+    """
+    if misfit := next(_find_misfits(content), ""):
+        raise CheckpointError(f"{path}: not a checkpoint of ours: its {misfit} is something else")
+
+
+def _find_misfits(content: Mapping[str, Any]) -> Iterator[str]:
     for key, kind in _PARTS.items():
         if not isinstance(content[key], kind) or (key in _PLAIN_PARTS and not is_plain(content[key])):
             yield key
-            return
     if not {"fingerprint", "num_samples"} <= content["data"].keys():
         yield "data"
     try:

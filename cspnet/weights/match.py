@@ -214,7 +214,7 @@ def _match_own(
         warnings = _compare_activations(model, saved.spec.activation, saved.spec.leaky_slope, "the saved network")
     try:
         preprocessing = saved_preprocessing(content.get("eval_cfg"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:  # tensors in it raise more
         raise CheckpointError(f"{where}: damaged: eval_cfg is not the geometry of a validation") from error
     return Weights("cspnet", state, is_average, preprocessing, warnings, seen=_count_seen(content))
 

@@ -126,6 +126,10 @@ class _Storage(_Blank):
         self.numel = numel
 
 
+class _Letters(_Blank):
+    """What stands for bytes."""
+
+
 class _Reader(_Unpickler):  # type: ignore[misc]
     """Python's own reader of pickles, to which no name means anything.
 
@@ -198,8 +202,7 @@ def _call(function: object, arguments: object) -> _Blank:
     check = _CALLS.get(function.name) if isinstance(function, _Blank) else None
     if check is None or not isinstance(arguments, tuple):
         raise RefusedError(_OBJECTS)
-    check(*arguments)
-    return _Blank()
+    return check(*arguments) or _Blank()
 
 
 def _check_tensor(storage: object = None, offset: object = 0, size: object = None, *others: object) -> None:
@@ -223,9 +226,16 @@ def _check_container(*contents: object) -> None:
             _check_key(pair[0] if isinstance(pair, list | tuple) and pair else pair)
 
 
-def _check_bytes(text: object = "", encoding: object = "latin1", *others: object) -> None:
-    """Python's spelling of bytes: never of bytes again, nor of a size."""
+def _check_bytes(text: object = None, encoding: object = None, *others: object) -> _Blank:
+    """_codecs.encode, which is how Python writes bytes: never of bytes again, which may double them."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise RefusedError(_OBJECTS)
+    return _Letters()
+
+
+def _check_bytearray(content: object = "", *encoding: object) -> None:
+    """Of text or bytes, never of a size."""
+    if not isinstance(content, str | _Letters):
         raise RefusedError(_OBJECTS)
 
 
@@ -238,7 +248,7 @@ def _keep(*arguments: object) -> None:
     """A call that does no more than keep its arguments."""
 
 
-_CALLS: dict[str, Callable[..., None]] = {
+_CALLS: dict[str, Callable[..., _Blank | None]] = {
     **dict.fromkeys((f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")), _check_tensor),
     "torch._utils._rebuild_parameter": _keep,
     "torch._utils._rebuild_parameter_with_state": _keep,
@@ -250,7 +260,8 @@ _CALLS: dict[str, Callable[..., None]] = {
     "torch.Size": _keep,
     **dict.fromkeys(("collections.OrderedDict", "collections.Counter"), _check_container),
     **dict.fromkeys(("builtins.set", "__builtin__.set"), _check_container),
-    **dict.fromkeys(("_codecs.encode", "builtins.bytearray", "__builtin__.bytearray"), _check_bytes),
+    "_codecs.encode": _check_bytes,
+    **dict.fromkeys(("builtins.bytearray", "__builtin__.bytearray"), _check_bytearray),
     "argparse.Namespace": _keep,
 }
 """What a file may call, and what looks at the arguments."""

@@ -88,6 +88,8 @@ def saved_preprocessing(eval_cfg: Mapping[str, Any] | None) -> Preprocessing | N
     Raises:
         KeyError, TypeError, ValueError: it keeps something else there.
     """
+    if not isinstance(eval_cfg, Mapping | None):
+        raise TypeError
     if not eval_cfg:
         return None
     mean, std = (_as_rgb(eval_cfg[key]) for key in ("mean", "std"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cspnet.cli.compare_runs import compare_runs
+from cspnet.errors import RunFolderError
 
 
 def content() -> dict[str, Any]:
@@ -61,3 +62,13 @@ def test_records_and_rows(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", content())
     assert compare_runs(run, write_run(tmp_path / "b", content(), loss=1.25)) == "metrics.jsonl"
     assert compare_runs(run, write_run(tmp_path / "c", content(), row="0,1.25")) == "summary.csv"
+
+
+@pytest.mark.parametrize("line", [b'{"step": }', b"\xff}", b"[" * 100_000 + b"}", b'["step"}]', b"[{}"])
+def test_a_record_that_is_none_is_told_in_a_line(tmp_path: Path, line: bytes) -> None:
+    """Found by scripts/fuzz.py."""
+    runs = [write_run(tmp_path / name, content()) for name in "ab"]
+    with (runs[0] / "metrics.jsonl").open("ab") as file:
+        file.write(line.removesuffix(b"}") + b"}\n")
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl line 2: not a record"):
+        compare_runs(*runs)

@@ -144,9 +144,9 @@ def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path, block: bytes, or
     assert any(np.array_equal(kept, pixels) for pixels in (stored, TURNS[orientation](stored)))
 
 
-def encode(format_name: str) -> bytes:
+def encode(format_name: str, **options: object) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(draw_pixels(64, 64, 3)).save(stream, format=format_name)
+    Image.fromarray(draw_pixels(64, 64, 3)).save(stream, format=format_name, **options)
     return stream.getvalue()
 
 
@@ -218,3 +218,38 @@ def test_no_more_files_is_not_a_broken_picture(picture_tree: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert index.read(0)
+
+
+# Bombs: small files that become, or take, very much. Found by scripts/fuzz.py, or while it was written.
+
+
+def with_scans(jpeg: bytes, scans: int, width: int, height: int) -> bytes:
+    """A progressive JPEG of another size, with its last scan again and again."""
+    at, last = jpeg.index(b"\xff\xc2"), jpeg.rindex(b"\xff\xda")
+    sides = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return jpeg[: at + 5] + sides + jpeg[at + 9 : last] + jpeg[last:-2] * scans + jpeg[-2:]
+
+
+@pytest.mark.parametrize("decoder", ["fast", "pillow"])
+def test_a_jpeg_of_too_many_scans(decoder: str) -> None:
+    progressive = encode("JPEG", progressive=True)
+    with pytest.raises(UnreadableImageError, match="scans of 9000 x 9000 px"):
+        open_picture(with_scans(progressive, 500, 9000, 9000), decoder=decoder)
+    image = Image.open(io.BytesIO(progressive))
+    many = with_scans(progressive, 20, *image.size)  # odd, and quick to read
+    assert open_picture(many, decoder=decoder).rgb().size == image.size
+
+
+def test_a_baseline_jpeg_is_not_counted() -> None:
+    """Its scan goes over the picture once; what looks like another one may be a thumbnail."""
+    data = encode("JPEG")
+    thumbnail = b"\xff\xfe\xff\xfe" + b"\xff\xda" * 32766
+    assert open_picture(data[:2] + thumbnail * 20 + data[2:]).rgb().tobytes() == open_picture(data).rgb().tobytes()
+
+
+@pytest.mark.parametrize("decoder", ["fast", "pillow"])
+@pytest.mark.parametrize("start", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"8BPS\0\1"])
+def test_formats_that_no_data_set_has_are_not_opened(start: bytes, decoder: str) -> None:
+    """Pillow would hand the first of them to Ghostscript."""
+    with pytest.raises(UnreadableImageError, match="cannot identify"):
+        open_picture(start + bytes(1000), decoder=decoder)

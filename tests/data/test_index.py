@@ -542,3 +542,30 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "scandir", scandir)  # permissions are nothing to root
     with pytest.raises(DataError, match=r"a/locked: this folder cannot be read: Permission denied"):
         open_at(root, tmp_path / "cache")
+
+
+FALSE_INDEXES = {
+    "a list": (b"[]", {}),
+    "a nest": (b"[" * 100_000, {}),
+    "labels below 0": (None, {"labels": np.array([-1, 0], dtype=np.int32)}),
+    "labels without a class": (None, {"labels": np.array([0, 2], dtype=np.int32)}),
+    "ends beyond the names": (None, {"ends": np.array([3, 10**6], dtype=np.int64)}),
+    "a zero in a name": (None, {"paths": np.zeros(14, dtype=np.uint8), "ends": np.array([7, 14], dtype=np.int64)}),
+    "objects": (None, {"paths": np.array([os.system], dtype=object)}),
+}
+
+
+@pytest.mark.parametrize("case", FALSE_INDEXES)
+def test_a_kept_index_that_cannot_be_costs_a_scan(tmp_path: Path, case: str) -> None:
+    """Found by scripts/fuzz.py."""
+    make_files(tmp_path / "train", "a/1.jpg", "b/2.jpg")
+    age(tmp_path)
+    expected = samples_of(open_at(tmp_path / "train", tmp_path / "cache"))
+    (file,) = (tmp_path / "cache").iterdir()
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    text, other = FALSE_INDEXES[case]
+    if text is not None:
+        other = {"meta": np.frombuffer(text, dtype=np.uint8)}
+    np.savez(file, **{**arrays, **other})
+    assert samples_of(open_at(tmp_path / "train", tmp_path / "cache")) == expected

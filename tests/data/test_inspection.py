@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -204,3 +205,13 @@ def test_sixteen_bit_colours_lose_their_lower_byte() -> None:
 def test_a_tiff_is_turned_in_any_case() -> None:
     data = encode(draw(), "TIFF", tiffinfo={0x0112: 6})
     assert open_picture(data, "ignore").rgb().size == open_picture(data, "apply").rgb().size == SIZE[::-1]
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\xff\xda", b"\xff\xda\0\2", b"\xff\xfe\0\2"])
+def test_the_end_is_looked_for_once(filling: bytes) -> None:
+    """Found by scripts/fuzz.py: a file of fillers or of scans that end nowhere took minutes."""
+    started = time.monotonic()
+    for end in (b"", b"\xff\xd9"):
+        seen = inspect_picture(b"\xff\xd8\xff" + filling * (400_000 // len(filling)) + end, "x.jpg")
+        assert is_broken(seen)
+    assert time.monotonic() - started < 20

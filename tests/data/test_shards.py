@@ -10,8 +10,10 @@ import os
 import pickle
 import shutil
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -533,3 +535,98 @@ def test_training_goes_on_without_a_vanished_shard(packed: Path, workers: int) -
     assert {bad.path for batch in batches for bad in batch.bad} == {index.path(i) for i in range(10, 20)}
     same = sum(int((a.images == b.images).flatten(1).all(1).sum()) for a, b in zip(batches, healthy, strict=True))
     assert same == 38
+
+
+# Indexes that say what is not so: found by scripts/fuzz.py, or while it was written
+
+
+def change_index(
+    folder: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None], *, deflate: bool = False
+) -> None:
+    """Write an index anew with something changed in what it says and in its arrays."""
+    file = folder / "index.npz"
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    meta = json.loads(arrays.pop("meta").tobytes())
+    change(meta, arrays)
+    text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    (np.savez_compressed if deflate else np.savez)(file, meta=text, **arrays)
+
+
+def set_value(part: str, value: object) -> Callable[[dict[str, Any], dict[str, np.ndarray]], None]:
+    return lambda meta, arrays: (meta if part in meta else arrays).__setitem__(part, value)
+
+
+def scale(part: str, factor: int, offset: int) -> Callable[[dict[str, Any], dict[str, np.ndarray]], None]:
+    def change(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        arrays[part] = (arrays[part].astype(np.int64) * factor + offset).astype(arrays[part].dtype)
+
+    return change
+
+
+FALSE_INDEXES = {
+    "no fingerprint": set_value("fingerprint", None),
+    "a plan of other parts": set_value("plan", [1, 2]),
+    "a plan of shards without pictures": set_value("plan", ["x", 48, 0, ""]),
+    "a plan of other numbers": set_value("plan", ["x", 1e300, 10, ""]),
+    "offsets below 0": scale("offsets", 1, -(10**9)),
+    "sizes below 0": scale("sizes", -1, 0),
+    "labels below 0": scale("labels", 1, -10),
+    "shards that are not there": scale("shards", 1, 100),
+    "ends beyond the names": scale("ends", 2, 0),
+    "ends that go back": scale("ends", -1, 10**6),
+    "fewer labels": lambda meta, arrays: arrays.update(labels=arrays["labels"][:-1]),
+    "no pictures": lambda meta, arrays: arrays.update({name: value[:0] for name, value in arrays.items()}),
+    "numbers of another kind": lambda meta, arrays: arrays.update(offsets=arrays["offsets"].astype(float)),
+    "a table": lambda meta, arrays: arrays.update(offsets=arrays["offsets"][None]),
+    "a time stamp without end": lambda meta, arrays: meta["stamps"][0].__setitem__(1, float("inf")),
+}
+
+
+@pytest.mark.parametrize("case", FALSE_INDEXES)
+def test_an_index_that_cannot_be_costs_a_scan(packed: Path, case: str) -> None:
+    expected = read_all(open_packed(packed / "train"))
+    change_index(packed / "train", FALSE_INDEXES[case])
+    warnings: list[str] = []
+    assert read_all(open_packed(packed / "train", warnings=warnings)) == expected
+    assert "cannot be read by this version; the shards are scanned anew" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stamps: [[f"../train/{stamps[0][0]}", *stamps[0][1:]], *stamps[1:]],
+        lambda stamps: [["/etc/hostname", 1, 1], *stamps[1:]],
+        lambda stamps: stamps[::-1],
+        lambda stamps: stamps * 2,
+    ],
+)
+def test_an_index_of_other_files_costs_a_scan(packed: Path, change: Callable[[list[Any]], list[Any]]) -> None:
+    expected = read_all(open_packed(packed / "train"))
+    change_index(packed / "train", lambda meta, arrays: meta.update(stamps=change(meta["stamps"])))
+    warnings: list[str] = []
+    assert read_all(open_packed(packed / "train", warnings=warnings)) == expected
+    assert "is older than the shards" in warnings[0]
+
+
+def test_an_index_is_no_larger_than_its_file(packed: Path) -> None:
+    """A deflated index is none of ours: a few bytes of it may become gigabytes."""
+    expected = read_all(open_packed(packed / "train"))
+    change_index(packed / "train", lambda meta, arrays: None)
+    warnings: list[str] = []
+    assert read_all(open_packed(packed / "train", warnings=warnings)) == expected
+    assert warnings == []
+    change_index(packed / "train", lambda meta, arrays: None, deflate=True)
+    assert read_all(open_packed(packed / "train", warnings=warnings)) == expected
+    assert "cannot be read by this version" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[]", "{}", '{"format": 1}', "[" * 100_000, '{"format": 1, "num_samples": 1}']
+)
+def test_a_comment_that_is_no_plan(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": f"cspnet shard {text}"}):
+        pass
+    with pytest.raises(DataError, match="packed by another version"):
+        open_index(path, root=str(tmp_path), cache_dir=None)

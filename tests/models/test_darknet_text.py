@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from cspnet.errors import ModelError
 from cspnet.models.darknet_cfg import parse_cfg
@@ -34,10 +35,10 @@ def test_comments_spaces_line_ends_and_repeated_keys() -> None:
         ),
         (
             "[net]\nheight=9999999999\n",
-            "x.cfg:2: [net]: height=9999999999: expected a number from 1 to 999999999",
+            "x.cfg:2: [net]: height=9999999999: expected a number from 1 to 4096",
         ),
         ("[net]\nheight=8\nwidth=9\n", "x.cfg:3: [net]: width=9: expected a square input, height=8"),
-        ("[net]\nheight=0\n", "x.cfg:2: [net]: height=0: expected a number from 1 on"),
+        ("[net]\nheight=0\n", "x.cfg:2: [net]: height=0: expected a number from 1 to 4096"),
         (NET, "x.cfg:1: [net]: the file has no layers"),
         (
             NET + "[avgpool]\n",
@@ -181,3 +182,37 @@ def test_refusals_name_file_line_and_section(body: str, message: str) -> None:
 def test_options_that_change_nothing_are_accepted() -> None:
     body = "[convolutional]\nfilters=4\ndilation=1\nxnor=0\n[shortcut]\nfrom=-1\nweights_type=none\n"
     assert len(build(NET + body + TAIL, 3).layers) == 5
+
+
+def conv(filters: int, size: int = 1) -> str:
+    return f"[convolutional]\nfilters={filters}\nsize={size}\npad=1\nactivation=linear\n"
+
+
+# Found by scripts/fuzz.py: each number is one that a network could have, and together they are terabytes.
+TOO_LARGE = {
+    "one layer": (conv(65536, 255), "weights"),
+    "the sum of layers": (conv(16384) * 4, "weights"),
+    "channels that double": ("[route]\nlayers=-1,-1\n" * 60, "channels of"),
+    "channels by the line": ("[route]\nlayers=" + ",".join(["-1"] * 100_000) + "\n", "channels of"),
+    "pixels": ("[upsample]\nstride=100\n" + conv(4096), "channels of"),
+    "layers": ("[dropout]\nprobability=0.1\n" * 5000, "more than 4,096 layers"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_a_network_that_fits_no_memory(case: str) -> None:
+    body, said = TOO_LARGE[case]
+    with pytest.raises(ModelError, match=rf"^x\.cfg:\d+: \[\w+\]: .*{said}"):
+        build(f"{NET}{conv(4)}{body}{TAIL}", 3)
+
+
+def test_an_input_of_a_billion_pixels() -> None:
+    text = f"{NET}{TAIL}".replace("height=8", "height=999999999").replace("width=8", "width=999999999")
+    with pytest.raises(ModelError, match=r"height=999999999: expected a number from 1 to 4096"):
+        build(text, 3)
+
+
+def test_the_largest_that_is_taken() -> None:
+    with torch.device("meta"):
+        net = build(f"{NET}{conv(16384)}{conv(16384)}{conv(8192)}{TAIL}", 3)
+    assert 2**28 < sum(parameter.numel() for parameter in net.parameters()) < 2**29

@@ -667,3 +667,60 @@ def test_options_of_the_network_add_up_and_null_takes_one_away(tmp_path: Path) -
     assert load_recipe(again).recipe == load_recipe(child).recipe
     wrong = write_recipe(tmp_path / "wrong.yaml", "base: base.yaml\nmodel: {options: 3}\n")
     assert error_of(wrong).startswith(f"{wrong}: model.options: ")
+
+
+# Found by scripts/fuzz.py, or while it was written
+
+
+def laughs(width: int, depth: int) -> str:
+    """Lists of lists …, which a few lines stand for."""
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, depth)]
+    return "\n".join(lines) + "\n"
+
+
+MUCH_FROM_LITTLE = {
+    "a list of lists": (laughs(9, 40), "alias"),
+    "in the options": ("model:\n  options:\n    " + laughs(9, 40).replace("\n", "\n    "), "alias"),
+    "a list in itself": ("model: {name: &a [*a]}", "alias"),
+    "a merged mapping": ("a: &a {b: 1}\nmodel: {!!merge <<: *a}", "alias"),
+    "a nest": ("[" * 100_000, "not valid YAML"),
+    "a large file": ("#" * 2_000_000, "more than 1,048,576 bytes"),
+    "a number of 100,000 digits": ("train: {seed: " + "9" * 100_000 + "}", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize("case", MUCH_FROM_LITTLE)
+def test_a_small_file_does_not_become_a_large_recipe(tmp_path: Path, case: str) -> None:
+    text, said = MUCH_FROM_LITTLE[case]
+    message = error_of(write_recipe(tmp_path / "a.yaml", text))
+    assert said in message
+    assert len(message) < 4000
+
+
+@pytest.mark.parametrize("base", ["x" * 300, "x/" * 3000, '"a\\0b"', '"\\ud800"', "/dev/zero", "../" * 500 + "etc"])
+def test_bases_that_no_file_can_be(tmp_path: Path, base: str) -> None:
+    assert "no such file" in error_of(write_recipe(tmp_path / "a.yaml", f"base: {base}"))
+
+
+def test_a_chain_without_an_end(tmp_path: Path) -> None:
+    for i in range(1500):
+        write_recipe(tmp_path / f"{i}.yaml", f"base: {i + 1}.yaml")
+    write_recipe(tmp_path / "1500.yaml", "train: {seed: 3}")
+    assert "leads through more than 32 files" in error_of(tmp_path / "0.yaml")
+    assert load_recipe(tmp_path / "1480.yaml").recipe.train.seed == 3
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system [touch canary]", "!!python/name:os.system ", "!x y"])
+def test_tags_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "could not determine a constructor" in error_of(write_recipe(tmp_path / "a.yaml", f"model: {{name: {tag}}}"))
+    overrides = read_overrides(create_parser().parse_all(["--lr", tag]))
+    assert overrides == {"optim.lr": tag}  # text, which is no number
+    assert [file.name for file in tmp_path.iterdir()] == ["a.yaml"]
+
+
+@pytest.mark.parametrize("value", ["[1, 2]", "{a: 1}", "a,b", "&a [*a]"])
+def test_one_value_where_one_is_meant(value: str) -> None:
+    with pytest.raises(RecipeError, match=r"optim\.lr: expected a valid number"):
+        load_recipe(None, read_overrides(create_parser().parse_all(["--lr", value])))

@@ -159,3 +159,24 @@ def test_a_row_that_is_not_whole_is_dropped(tmp_path: Path, tail: str) -> None:
     SummaryFile(path, 5).write(row(2))
     assert [r["epoch"] for r in read_rows(path)] == ["0", "1", "2"]
     assert len(path.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("line", ["[" * 200_000, '{"step": 1' + "0" * 400 + "}", '{"step": ' + "9" * 5000 + "}"])
+def test_a_line_that_no_number_is_in_is_dropped(tmp_path: Path, line: str) -> None:
+    """Found by scripts/fuzz.py."""
+    path = tmp_path / "metrics.jsonl"
+    write_metrics(path, -1, [1, 2])
+    with path.open("a") as file:
+        file.write(line + "\n")
+    write_metrics(path, 1000, [3])
+    assert read_steps(path) == [1, 2, 3]
+
+
+def test_a_row_of_too_many_digits_is_dropped(tmp_path: Path) -> None:
+    """Found by scripts/fuzz.py."""
+    path = tmp_path / "summary.csv"
+    SummaryFile(path, 0).write(row(0))
+    with path.open("a") as raw:
+        raw.write("9" * 5000 + ",1,2,3,4,5\n")
+    SummaryFile(path, 5).write(row(1))
+    assert [r["epoch"] for r in read_rows(path)] == ["0", "1"]

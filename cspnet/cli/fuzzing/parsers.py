@@ -29,7 +29,7 @@ from cspnet.recipe.load import load_recipe, recipe_to_yaml
 from cspnet.reporting.console import Console
 from cspnet.reporting.metrics_file import MetricsFile, SummaryFile
 from cspnet.runtime.distributed import World
-from cspnet.training.checkpoint import read_checkpoint
+from cspnet.training.checkpoint import check_parts, read_checkpoint
 from cspnet.weights.load import load_weights
 
 __all__ = ["PARSERS"]
@@ -130,6 +130,7 @@ def _read_weights(folder: Path) -> None:
 def _resume(path: Path) -> None:
     """As a run goes on from a checkpoint."""
     checkpoint, start = read_checkpoint(path), Start(None, path)
+    check_parts(path, checkpoint)
     recipe, state = weights.build_fresh_state()
     load_recipe(None, {}, [(str(path), checkpoint["recipe"])])
     splits = _Splits(weights.NUM_CLASSES)

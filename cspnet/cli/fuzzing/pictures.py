@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cspnet.cli.fuzzing.watch import CANARY, Files
+from cspnet.cli.fuzzing.zips import deflate_zeros
 from cspnet.runtime.random import generator_at
 
 __all__ = ["JPEG_WORDS", "PICTURE_WORDS", "jpeg_seeds", "jpeg_traps", "picture_seeds", "picture_traps", "repair_png"]
@@ -136,9 +137,9 @@ def _png(width: int, height: int, bits: int, color: int, *chunks: bytes) -> byte
 
 @functools.cache
 def _zeros(mib: int) -> bytes:
-    """So many MiB of zeros, deflated to a thousandth."""
-    deflate = zlib.compressobj(9)
-    return b"".join(deflate.compress(bytes(1 << 20)) for _ in range(mib)) + deflate.flush()
+    """So many MiB of zeros, in zlib's form."""
+    checksum = functools.reduce(lambda value, _: zlib.adler32(bytes(1 << 20), value), range(mib), 1)
+    return b"\x78\xda" + deflate_zeros(b"", mib) + struct.pack(">I", checksum)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ than is allowed, and code that an input brings along and that runs (it would mak
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import resource
 import select
@@ -29,7 +30,19 @@ from cspnet.cli.fuzzing.mutations import mutate
 from cspnet.errors import UserError
 from cspnet.runtime.random import generator_at
 
-__all__ = ["CANARY", "Change", "Files", "Outcome", "Parser", "Tally", "draw_input", "fuzz", "read_input", "write_input"]
+__all__ = [
+    "CANARY",
+    "Change",
+    "Files",
+    "Outcome",
+    "Parser",
+    "Tally",
+    "draw_input",
+    "fuzz",
+    "read_input",
+    "read_inputs",
+    "write_input",
+]
 
 CANARY = "canary"
 """The file that hostile inputs make in the working directory, if they can."""
@@ -37,6 +50,8 @@ _MOST_TEXT = 4000
 """Characters of a line that a person can read."""
 _TRAPS, _WELL_FORMED = 0.15, 0.7
 """Shares of the inputs that are built to do harm, and that are damaged behind a form that is right."""
+_PATIENCE = 6
+"""How many times as long it may take by the clock: other programs want the processor too, and what hangs takes none."""
 _BEYOND_MIB = 3072
 """Memory beyond what is allowed at which the system refuses: what takes too much is seen before all is taken."""
 
@@ -65,7 +80,8 @@ class Parser:
     refusals: tuple[type[Exception], ...] = (UserError,)
     memory_mib: int = 1024
     """How much one input may take."""
-    deadline_s: float = 20
+    deadline_s: int = 20
+    """How many seconds of a processor one input may take."""
 
 
 class Outcome(NamedTuple):
@@ -127,8 +143,12 @@ def write_input(files: Files, folder: Path) -> None:
 
 def read_input(parser: Parser, files: Files) -> Outcome:
     """Read one input in a watched process."""
-    (outcome,) = (outcome for _, outcome in _watch(parser, lambda number: files, range(1)))
-    return outcome
+    return read_inputs(parser, [files])[0]
+
+
+def read_inputs(parser: Parser, inputs: Sequence[Files]) -> list[Outcome]:
+    """Read inputs that are there already."""
+    return [outcome for _, outcome in _watch(parser, lambda number: inputs[number], range(len(inputs)))]
 
 
 def fuzz(
@@ -174,13 +194,13 @@ def _watch_process(parser: Parser, draw: Callable[[int], Files], numbers: range,
     try:
         with os.fdopen(receiving, "rb", buffering=0) as pipe:
             for _ in numbers:
-                outcome = _receive(pipe.fileno(), parser.deadline_s)
+                outcome = _receive(pipe.fileno(), parser.deadline_s * _PATIENCE)
                 if outcome is None:
                     os.kill(child, signal.SIGKILL)
-                    yield Outcome("finding", f"took longer than {parser.deadline_s:g} s")
+                    yield Outcome("finding", f"took longer than {parser.deadline_s * _PATIENCE} s")
                     return
                 if not outcome.kind:  # the end of the pipe: it has died
-                    yield Outcome("finding", _describe_end(os.waitpid(child, 0)[1]))
+                    yield Outcome("finding", _describe_end(os.waitpid(child, 0)[1], parser.deadline_s))
                     child = 0
                     return
                 yield outcome
@@ -209,8 +229,10 @@ def _receive(pipe: int, deadline_s: float) -> Outcome | None:
     return Outcome(kind, text)
 
 
-def _describe_end(status: int) -> str:
+def _describe_end(status: int, deadline_s: int) -> str:
     code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGXCPU:
+        return f"took longer than {deadline_s} s of a processor"
     return f"the process died of {signal.Signals(-code).name}" if code < 0 else f"the process ended with code {code}"
 
 
@@ -218,6 +240,7 @@ def _work(parser: Parser, draw: Callable[[int], Files], numbers: range, folder: 
     """The watched process: reads inputs, writes an outcome a line. Never returns."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that watches
+        faulthandler.disable()  # a crash is told by its signal
         os.chdir(folder)
         errors = os.open(folder / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(errors, 2)
@@ -227,6 +250,7 @@ def _work(parser: Parser, draw: Callable[[int], Files], numbers: range, folder: 
         before_mib = _peak_mib()
         for number in numbers:
             files = draw(number)
+            _limit_time(parser.deadline_s)
             outcome = _read_here(parser, files, folder / "input")
             sys.stderr.flush()
             if outcome.kind != "finding":
@@ -304,6 +328,13 @@ def _limit_memory(mib: int) -> None:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + mib * 2**20,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_time(seconds: int) -> None:
+    """Of a processor, from here on."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime) + seconds + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def _peak_mib() -> int:

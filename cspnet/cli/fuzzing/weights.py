@@ -219,7 +219,7 @@ def _misshapen() -> list[bytes]:
         if place[0] == "versions":
             continue
         found.append(_saved(_with(content, place, lambda part, key: part.pop(key))))
-        values = _other_values(None) if len(place) < 3 else (None, "x", -1, [], 2**70)
+        values = _other_values(None) if len(place) == 1 else (None, "x", -1, [], 2**70)
         for value in values:
             found.append(_saved(_with(content, place, lambda part, key, value=value: part.__setitem__(key, value))))  # type: ignore[misc]
     return found

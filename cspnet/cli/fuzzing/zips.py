@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from cspnet.cli.fuzzing.watch import Change
 
-__all__ = ["change_member", "pack_zip", "zip_bomb"]
+__all__ = ["change_member", "deflate_zeros", "pack_zip", "zip_bomb"]
 
 
 def pack_zip(members: Sequence[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> bytes:
@@ -22,19 +24,25 @@ def pack_zip(members: Sequence[tuple[str, bytes]], method: int = zipfile.ZIP_STO
     return target.getvalue()
 
 
+def deflate_zeros(head: bytes, mib: int) -> bytes:
+    """So many MiB of zeros behind a head, deflated to a thousandth, without header and checksum.
+
+    A block behind a full flush knows nothing of those before it: one is made, and repeated.
+    """
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    start = deflate.compress(head) + deflate.flush(zlib.Z_FULL_FLUSH)
+    zeros = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    return start + zeros * mib + deflate.flush()
+
+
 def zip_bomb(name: str, head: bytes, mib: int, others: Sequence[tuple[str, bytes]] = ()) -> bytes:
-    """A zip archive with a member that becomes so many MiB."""
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        entry = zipfile.ZipInfo(name)
-        entry.compress_type = zipfile.ZIP_DEFLATED
-        with archive.open(entry, "w") as member:
-            member.write(head)
-            for _ in range(mib):
-                member.write(bytes(1 << 20))
-        for other, content in others:
-            archive.writestr(zipfile.ZipInfo(other), content)
-    return target.getvalue()
+    """A zip archive with a member that becomes so many MiB of zeros behind its head; its checksum is wrong."""
+    data = bytearray(pack_zip([(name, deflate_zeros(head, mib)), *others]))
+    directory = int.from_bytes(data[-6:-2], "little")
+    for at, method_at, size_at in ((0, 8, 22), (directory, 10, 24)):
+        struct.pack_into("<H", data, at + method_at, zipfile.ZIP_DEFLATED)
+        struct.pack_into("<I", data, at + size_at, len(head) + (mib << 20))
+    return bytes(data)
 
 
 def change_member(data: bytes, change: Change, rng: np.random.Generator) -> bytes:
