@@ -28,6 +28,8 @@ _MOST_REPEATED = 1 << 24
 _MAGIC = b"PK\3\4"
 _END = struct.Struct("<4s4H2LH")
 """The end of a zip archive: its directory's size and offset are the sixth and seventh value."""
+_LENGTHS_AT, _LENGTHS = 26, struct.Struct("<2H")
+"""Where the header of a record has the lengths of its name and of its extra field, which stand before its content."""
 _LARGE, _LARGE_END_BYTES = 0xFFFFFFFF, 56 + 20
 """What stands there in an archive of more than 4 GiB, and what it has before that end."""
 _LEGACY_PICKLES = 5
@@ -75,8 +77,16 @@ def _check_archive(file: BinaryIO, size: int) -> None:
         if sum(sizes.values()) > size:
             raise RefusedError("has more in its records than in all")
         first = archive.namelist()[0].partition("/")[0]
-        content = archive.read(f"{first}/data.pkl")
+        content = _read_record(file, archive.getinfo(f"{first}/data.pkl"))
     _read_pickle(io.BytesIO(content), lambda key: sizes.get(f"data/{key}".lower(), 0), size)
+
+
+def _read_record(file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
+    """The bytes of a record, whatever its checksum: there are archives without them."""
+    file.seek(entry.header_offset + _LENGTHS_AT)
+    name_length, extra_length = _LENGTHS.unpack(file.read(_LENGTHS.size))
+    file.seek(name_length + extra_length, os.SEEK_CUR)
+    return file.read(entry.file_size)
 
 
 def _check_end(file: BinaryIO, size: int) -> None:

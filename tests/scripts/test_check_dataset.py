@@ -165,10 +165,12 @@ def test_nothing_broken_is_exit_code_0(clean: Path, tmp_path: Path, run_script: 
 
 def test_one_folder_or_one_list(clean: Path, tmp_path: Path, run_script: Run) -> None:
     for data in (clean / "val", write_list(clean / "val", tmp_path)):
-        done, report = check(run_script, tmp_path, data, "--workers", 0)
+        done, report = check(run_script, tmp_path, data, "--workers", 0, *["--outside-root"] * data.is_file())
         assert done.returncode == 0, done.stderr
         (split,) = report["splits"]
         assert (split["name"], split["pictures"]) == (data.name, 2)
+    done, report = check(run_script, tmp_path, data, "--workers", 0)
+    assert (done.returncode, report["kinds"]["outside_root"]["count"]) == (1, 2)
 
 
 def write_list(folder: Path, target: Path) -> Path:

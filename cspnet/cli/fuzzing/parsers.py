@@ -207,6 +207,7 @@ _PICTURE = Parser(
     pictures.jpeg_seeds,
     pictures.jpeg_traps,
     pictures.JPEG_WORDS,
+    trap_share=0.03,  # those that are not refused at once take seconds
     refusals=(UnreadableImageError,),
     memory_mib=2048,
 )

@@ -48,8 +48,8 @@ CANARY = "canary"
 """The file that hostile inputs make in the working directory, if they can."""
 _MOST_TEXT = 4000
 """Characters of a line that a person can read."""
-_TRAPS, _WELL_FORMED = 0.15, 0.7
-"""Shares of the inputs that are built to do harm, and that are damaged behind a form that is right."""
+_WELL_FORMED = 0.7
+"""Share of the inputs that are damaged behind a form that is right."""
 _PATIENCE = 6
 """How many times as long it may take by the clock: other programs want the processor too, and what hangs takes none."""
 _BEYOND_MIB = 3072
@@ -77,6 +77,8 @@ class Parser:
     """Puts checksums right after damage, which would be refused for nothing else."""
     inside: Callable[[bytes, Change, np.random.Generator], bytes] | None = None
     """Changes something inside of a valid file, and packs it again."""
+    trap_share: float = 0.15
+    """How many of the inputs are built to do harm; half of these are damaged as well."""
     refusals: tuple[type[Exception], ...] = (UserError,)
     memory_mib: int = 1024
     """How much one input may take."""
@@ -111,7 +113,7 @@ def draw_input(parser: Parser, seed: int, number: int) -> Files:
     """An input by its address."""
     rng = generator_at(seed, f"fuzz {parser.name}", number)
     seeds, traps = parser.seeds(), parser.traps()
-    is_trap = bool(traps) and rng.random() < _TRAPS
+    is_trap = bool(traps) and rng.random() < parser.trap_share
     start = traps if is_trap else seeds
     files = dict(start[int(rng.integers(len(start)))])
     if is_trap and rng.random() < 0.5:
