@@ -169,7 +169,10 @@ def _find_misfits(content: Mapping[str, Any]) -> Iterator[str]:
         yield "progress"
         return
     numbers = (progress.step, progress.epoch, progress.samples_done)
-    if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(progress.ranking, dict):
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        yield "progress"
+    ranking = progress.ranking if isinstance(progress.ranking, list) else [None]
+    if not all(isinstance(entry, list) and list(map(type, entry)) == [int, float] for entry in ranking):
         yield "progress"
 
 

@@ -272,7 +272,7 @@ def _save(run: Run, *, is_best: bool, is_last: bool = False) -> None:
         content,
         step=progress.step,
         is_best=is_best,
-        protected=progress.ranking,
+        protected=[step for step, _ in progress.ranking],
         prunes=not progress.skipped_in_a_row,
     )
 

@@ -28,8 +28,8 @@ class Progress:
     best_acc1: float | None = None
     """Best validated accuracy in percent; None before the first validation."""
     best_epoch: int | None = None
-    ranking: dict[int, float] = field(default_factory=dict)
-    """{step: accuracy} of the best validated steps, the best first; their checkpoints stay."""
+    ranking: list[list[Any]] = field(default_factory=list)
+    """[step, accuracy] of the best validated steps, the best first; their checkpoints stay."""
     epoch_is_trained: bool = False
     """Behind the last step of an epoch, or of the run, and before its validation and record are done."""
 
@@ -48,9 +48,9 @@ class Progress:
         is_best = self.best_acc1 is None or acc1 > self.best_acc1
         if is_best:
             self.best_acc1, self.best_epoch = acc1, self.epoch
-        scores = {**self.ranking, self.step: acc1}
+        scores = {**dict(self.ranking), self.step: acc1}
         best = sorted(scores, key=lambda step: (-scores[step], step))[:most]  # of equals, the earlier one
-        self.ranking = {step: scores[step] for step in best}
+        self.ranking = [[step, scores[step]] for step in best]
         return is_best
 
     def is_over(self, total_steps: int) -> bool:

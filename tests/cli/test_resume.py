@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Path:
 def resume(file: Path, content: dict[str, Any]) -> None:
     check_parts(file, content)
     _, state = build_fresh_state()
-    restore(state, content, World(), Start(None, file), Console(1))
+    restore(state, content, 0, World(), Start(None, file), Console(1))
 
 
 def test_a_checkpoint_as_it_should_be(file: Path) -> None:

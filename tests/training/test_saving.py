@@ -257,4 +257,4 @@ def test_ranking() -> None:
         best.append(progress.rank(acc1, most=3))
     assert best == [True, False, True, False, False, False]
     assert (progress.best_acc1, progress.best_epoch) == (60.0, 2)
-    assert list(progress.ranking.items()) == [(30, 60.0), (40, 60.0), (50, 55.0)]
+    assert progress.ranking == [[30, 60.0], [40, 60.0], [50, 55.0]]

@@ -135,7 +135,7 @@ def _resume(path: Path) -> None:
     load_recipe(None, {}, [(str(path), checkpoint["recipe"])])
     splits = _Splits(weights.NUM_CLASSES)
     check_checkpoint(checkpoint, recipe, splits, start)  # type: ignore[arg-type]
-    restore(state, checkpoint, World(), start, Console(1))
+    restore(state, checkpoint, recipe.train.seed, World(), start, Console(1))
 
 
 class _Splits:
