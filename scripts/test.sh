@@ -7,6 +7,7 @@ environment requirements-dev.txt
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy
-# A test file a process: the tests are many small ones, and one core each is what they need.
+# A test file a process: the tests are many small ones, and one core each is what they need. Files in their order: sorted by
+# the number of their tests, those that start whole runs would be left for the end, where one core waits for the other.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-"$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+"$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
