@@ -199,7 +199,7 @@ class RollCall:
         )
 
     def _name(self, ranks: Iterable[int]) -> str:
-        return " and ".join(str(self.peers[rank]) for rank in ranks)
+        return " and ".join(str(self.peers[rank]) for rank in sorted(ranks))
 
     def _words_of(self, rank: int) -> list[dict[str, Any]]:
         """What a process has said, as far as it can be understood."""

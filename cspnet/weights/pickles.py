@@ -95,7 +95,7 @@ def _check_end(file: BinaryIO, size: int) -> None:
     mark, *_, directory_size, directory_at, comment = _END.unpack(file.read(_END.size))
     between = size - _END.size - directory_size - directory_at
     if mark != b"PK\5\6" or comment or (between not in (0, _LARGE_END_BYTES) and directory_at != _LARGE):
-        raise RefusedError("does not end with the directory of its records")
+        raise RefusedError("damaged: it does not end with the directory of its records")
 
 
 def _read_pickle(file: Any, stored_bytes: Callable[[str], int], most_bytes: int) -> None:
