@@ -25,7 +25,7 @@ from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.distributed import World, hurry, on_main
 from cspnet.runtime.signals import StopRequest
-from cspnet.training.checkpoint import FORMAT, find_checkpoint, read_checkpoint
+from cspnet.training.checkpoint import FORMAT, find_checkpoint, forget_later, read_checkpoint
 from cspnet.training.run import Run
 from cspnet.training.saving import Saver
 from cspnet.training.state import TrainState
@@ -137,7 +137,10 @@ def _roll_back(run: Run, place: Place) -> Path | None:
         if run.folder is None:
             return None
         found = find_checkpoint(run.folder / "checkpoints", place.console.warn, behind_good_step=True)
-        return found[0] if found else None
+        if found is None:
+            return None
+        forget_later(found[0])
+        return found[0]
 
     file = on_main(run.world, find)
     if file is not None:

@@ -24,6 +24,7 @@ __all__ = [
     "FORMAT",
     "check_parts",
     "find_checkpoint",
+    "forget_later",
     "holds_checkpoints",
     "newest_step",
     "read_checkpoint",
@@ -113,6 +114,25 @@ def _list_steps(folder: Path) -> list[tuple[int, Path]]:
     """[(step, file)], the newest first."""
     found = [(int(match[1]), path) for path in folder.glob("step-*.pt") if (match := _STEP_NAME.fullmatch(path.name))]
     return sorted(found, reverse=True)
+
+
+def forget_later(path: Path) -> None:
+    """A run goes back to a checkpoint: those of later steps are of what it leaves behind, and must not be found again.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    step = next((number for number, file in _list_steps(path.parent) if file == path), None)
+    if step is None:  # last.pt or best.pt, when nothing else can be read
+        return
+    try:
+        _publish(path, path.with_name("last.pt"), hash_file(path))
+        for number, file in _list_steps(path.parent):
+            if number > step:
+                file.unlink(missing_ok=True)
+                checksum_file(file).unlink(missing_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{path.parent}: cannot be written: {error.strerror}") from error
 
 
 def holds_checkpoints(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from cspnet.models import create_model
 from cspnet.optim.losses import soft_cross_entropy
 from cspnet.optim.optimizers import build_optimizer
 from cspnet.recipe.schema import OptimRecipe
+from cspnet.training import loop
 from cspnet.training.state import Sums, TrainState
 from cspnet.training.step import StepResult, train_step
 from tests.conftest import ROOT
@@ -201,6 +202,29 @@ def test_a_trouble_that_passes_costs_the_way_back_to_the_last_good_checkpoint_an
     errors = capsys.readouterr().err.splitlines()
     (back,) = [line for line in errors if "going on from" in line]
     assert "step-00000006.pt" in back
+    assert_same_runs(tmp_path / "run", tmp_path / "untouched")
+
+
+def test_a_kill_behind_the_way_back_does_not_lead_to_what_was_left(
+    picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps are skipped from the eighth on; step-8 and step-10 are saved among them, and the way back is to step-6."""
+    flags = ("--train.max_skipped", "4", "--checkpoint.every_steps", "2")
+    assert run(picture_tree, tmp_path / "untouched", *flags) == 0
+    with monkeypatch.context() as patch:
+        taken = plant(patch, lambda number: number >= 7)
+
+        def is_killed(state: TrainState, network: Any, batches: Any, **others: Any) -> StepResult:
+            if "going on from" in capsys.readouterr().err:
+                raise KeyboardInterrupt
+            return planted(state, network, batches, **others)
+
+        planted = loop.train_step
+        patch.setattr("cspnet.training.loop.train_step", is_killed)
+        assert run(picture_tree, tmp_path / "run", *flags) == 130
+    assert len(taken) > 10
+    assert run(picture_tree, tmp_path / "run", *flags, "--resume", "auto") == 0
+    assert "step-00000006.pt" in capsys.readouterr().out
     assert_same_runs(tmp_path / "run", tmp_path / "untouched")
 
 
