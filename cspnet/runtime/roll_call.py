@@ -104,7 +104,9 @@ class RollCall:
             word["kind"] = "stopped"
         elif isinstance(error, LostProcessError):
             word["kind"] = "lost"
-        elif not isinstance(error, UserError):
+        elif isinstance(error, UserError):
+            word["silent"] = error.shared and self.rank != 0  # it leaves telling to the first process
+        else:
             word |= {"kind": "broken", "text": f"{type(error).__name__}: {reason}"}
         self._tell(self._verdict or word)
 
@@ -167,7 +169,8 @@ class RollCall:
             return LostProcessError(f"{teller} ended with an error of its own, whose traceback it has shown: {text}")
         error = UserError(f"{teller}: {text}")
         error.exit_code = int(word["code"])
-        error.is_told = teller.machine == _machine() or not self.speaks
+        error.shared = bool(word.get("silent"))
+        error.is_told = not error.shared and (teller.machine == _machine() or not self.speaks)
         return error
 
     def _describe(

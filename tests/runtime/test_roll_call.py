@@ -134,6 +134,16 @@ def test_an_error_for_the_user_is_everyones_and_told_once() -> None:
         assert (end.kind, end.code, end.is_told) == ("UserError", 2, True)
 
 
+def test_one_that_leaves_the_telling_to_the_first_process_is_told_by_it() -> None:
+    """It thinks that all raise the same, and here it alone does."""
+    error = DataError("GPU 2 was asked for, but there are 2")
+    error.shared = True
+    ends = run_ranks(3, fail(error))
+    for end in (ends[0], ends[2]):
+        assert (end.kind, end.code, end.is_told) == ("UserError", 2, False)
+        assert end.text == f"{name(1, ends[1])}: {error}"
+
+
 def test_a_bug_is_told_with_the_rank_that_has_its_traceback() -> None:
     ends = run_ranks(3, fail(ValueError("of ours")))
     assert ends[1].kind == "ValueError"
