@@ -45,8 +45,8 @@ def _judge(run: Run, fate: Fate, is_loss_bad: bool) -> None:
     if not fate.is_skipped:
         progress.skipped_in_a_row = 0
         return
-    if run.state.scaler.is_enabled() and not is_loss_bad:
-        return  # half precision: the scaler is looking for its scale
+    if run.state.scaler.is_enabled() and not is_loss_bad and run.state.scaler.get_scale() > 1:
+        return  # half precision: the scaler is looking for its scale, which halves at each such step
     progress.skipped += 1
     progress.skipped_in_a_row += 1
     if progress.skipped_in_a_row == 1 or progress.skipped <= most:
@@ -70,11 +70,12 @@ def _keep_evidence(run: Run, fate: Fate) -> None:
     parts = []
     for micro in range(run.plan.accumulate):
         address, batch = next(addresses), next(batches)
-        as_read = batch.images.clone()
-        inputs, soft = prepare_batch(run, batch, fate.step, fate.epoch, micro)
-        parts.append((address.samples, address.positions, as_read, batch.targets, inputs, soft))
+        # Copies on the host: the memory of a batch is used again, and a GPU may have no room for all of them.
+        images, targets = (tensor.to("cpu", copy=True) for tensor in (batch.images, batch.targets))
+        inputs, soft = (tensor.cpu() for tensor in prepare_batch(run, batch, fate.step, fate.epoch, micro))
+        parts.append((address.samples, address.positions, images, targets, inputs, soft))
     samples, positions, *tensors = (list(column) for column in zip(*parts, strict=True))
-    images, targets, inputs, soft = (torch.cat(column).cpu() for column in tensors)
+    images, targets, inputs, soft = (torch.cat(column) for column in tensors)
     index = run.loader.pictures.reader.index
     path = run.folder / "skipped" / f"step-{fate.step + 1:08d}-rank-{run.world.rank}.pt"
     content = {

@@ -283,6 +283,24 @@ def test_without_a_checkpoint_from_before_there_is_no_way_back(
     assert "there is no checkpoint from before" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_scaler_looks_for_its_scale_down_to_one(
+    picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gradients that are never finite, with finite losses, as half precision may have them: a scaler, on a CPU."""
+    real = train_step
+
+    def record(state: TrainState, network: Any, batches: Any, *, loss_fn: Loss, **others: Any) -> StepResult:
+        if not state.scaler.is_enabled():
+            state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        return real(state, network, batches, loss_fn=broken_backward, **others)
+
+    monkeypatch.setattr("cspnet.training.loop.train_step", record)
+    assert run(picture_tree, tmp_path / "run", "--train.max_skipped", "3") == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "was skipped" in line]
+    # The scales are 8, 4, 2 and then 1, as they stand one step later.
+    assert [line.split("step ")[1].split(" ")[0] for line in told] == ["2", "3", "4"]
+
+
 # Two processes
 
 DRIVER = """
