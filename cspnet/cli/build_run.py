@@ -16,6 +16,8 @@ from cspnet.cli.resume import restore
 from cspnet.cli.run_folder import Start
 from cspnet.data.loader import TrainLoader
 from cspnet.data.policies import Eraser
+from cspnet.data.sampler import BatchPlan
+from cspnet.errors import RunFolderError
 from cspnet.optim.losses import build_loss
 from cspnet.optim.optimizers import peak_lr
 from cspnet.optim.schedule import build_schedule
@@ -70,7 +72,7 @@ def build_run(
         dry_run: one more step and one validation batch.
     """
     world, device, plan = hurry(place.world, recipe.train.timeout_s), place.device, loader.plan
-    bad_images = BadImageLog(folder, place.console)
+    bad_images = BadImageLog(folder, place.console, state.bad_images)
     validate = None
     if splits.val is not None:
         validate = build.build_validation(
@@ -113,21 +115,28 @@ def build_run(
         roll_back=functools.partial(_roll_back, place=place),
         saver=_build_saver(folder / "checkpoints", recipe.checkpoint, place.console) if folder else None,
         stop=stop,
-        checkpoint_header=_checkpoint_header(recipe, splits, plan.global_batch_size, place),
+        checkpoint_header=_checkpoint_header(recipe, splits, plan, place),
     )
 
 
 def _open_report(recipe: Recipe, state: TrainState, place: Place, folder: Path | None, *, resumed: bool) -> RunReport:
-    """The files of a run that goes on behind the state's step."""
-    return RunReport(
-        place.console,
-        folder if place.world.is_main else None,
-        step=state.progress.step if resumed else -1,
-        is_ended=not state.progress.epoch_is_trained,
-        epochs=state.progress.epoch,
-        recipe=recipe_to_yaml(recipe),
-        tensorboard=recipe.log.tensorboard,
-    )
+    """The files of a run that goes on behind the state's step.
+
+    Raises:
+        RunFolderError: they cannot be written.
+    """
+    try:
+        return RunReport(
+            place.console,
+            folder if place.world.is_main else None,
+            step=state.progress.step if resumed else -1,
+            is_ended=not state.progress.epoch_is_trained,
+            epochs=state.progress.epoch,
+            recipe=recipe_to_yaml(recipe),
+            tensorboard=recipe.log.tensorboard,
+        )
+    except OSError as error:
+        raise RunFolderError(f"{folder}: its records cannot be written: {error.strerror}; nothing was lost") from error
 
 
 def _roll_back(run: Run, place: Place) -> Path | None:
@@ -157,17 +166,21 @@ def _build_saver(folder: Path, cfg: CheckpointRecipe, console: Console) -> Saver
     return Saver(folder, keep=keep, max_failures=cfg.max_failures, warn=console.warn_own)
 
 
-def describe_computing(place: Place) -> dict[str, Any]:
-    """What the last bits of a number depend on, besides the versions: hardware, precision, and on a CPU the threads."""
+def describe_computing(plan: BatchPlan, place: Place) -> dict[str, Any]:
+    """What numbers depend on, besides the versions and the recipe.
+
+    Their last bits: hardware, precision, and on a CPU the threads. Who is mixed with whom: the size of a forward pass.
+    """
     is_cuda, is_cpu = place.device.type == "cuda", place.device.type == "cpu"
     return {
         "device": torch.cuda.get_device_name(place.device) if is_cuda else place.device.type,
+        "pictures a forward pass": plan.batch_size,
         "precision": str(place.amp_dtype).removeprefix("torch."),
         **({"threads": torch.get_num_threads()} if is_cpu else {}),
     }
 
 
-def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: int, place: Place) -> dict[str, Any]:
+def _checkpoint_header(recipe: Recipe, splits: build.Splits, plan: BatchPlan, place: Place) -> dict[str, Any]:
     geometry = build.build_geometry(recipe.data)
     eval_cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(geometry).items()}
     return {
@@ -177,12 +190,12 @@ def _checkpoint_header(recipe: Recipe, splits: build.Splits, global_batch_size: 
         "classes": list(splits.train.classes),
         "recipe": recipe_to_values(recipe),
         "eval_cfg": eval_cfg,
-        "global_batch_size": global_batch_size,
+        "global_batch_size": plan.global_batch_size,
         "data": {"num_samples": len(splits.train), "fingerprint": splits.train.fingerprint},
         "versions": {
             "cspnet": cspnet.__version__,
             "torch": str(torch.__version__),
             "python": sys.version.split()[0],
         },
-        "computed_on": describe_computing(place),
+        "computed_on": describe_computing(plan, place),
     }

@@ -91,7 +91,9 @@ def _build_trial(recipe: Recipe, num_classes: int, place: Place) -> Trial | None
     """None: network and optimizer alone are too large."""
     try:
         return Trial(recipe, num_classes, place)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return None
 
 

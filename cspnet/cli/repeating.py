@@ -50,15 +50,15 @@ def _take_step(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Place) 
     return {name: hashlib.sha256(tensor.cpu().numpy().tobytes()).digest() for name, tensor in tensors.items()}
 
 
-def say_other_machine(checkpoint: Mapping[str, Any], place: Place) -> None:
-    """Warn if a run goes on where its numbers come out with other last bits: other hardware, threads or versions."""
+def say_other_machine(checkpoint: Mapping[str, Any], plan: BatchPlan, place: Place) -> None:
+    """Warn if a run goes on where its numbers come out differently: other hardware, threads, versions or passes."""
     saved = checkpoint.get("computed_on")
     if saved is None:  # an older checkpoint
         return
     before = {"torch": checkpoint["versions"]["torch"], **saved}
-    now = {"torch": str(torch.__version__), **describe_computing(place)}
+    now = {"torch": str(torch.__version__), **describe_computing(plan, place)}
     changes = [f"{key} {before[key]}, now {now[key]}" for key in before.keys() & now.keys() if before[key] != now[key]]
     if changes:
         place.console.warn(
-            f"saved with {'; '.join(sorted(changes))}: the same pictures, but the numbers will not be equal to the bit"
+            f"saved with {'; '.join(sorted(changes))}: the same pictures and crops, but not the same numbers to the bit"
         )

@@ -82,8 +82,9 @@ def prepare_folder(recipe_file: Path | None, recipe: Recipe, start: Start) -> Pa
         folder = _default_folder(recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for leftover in (folder / "checkpoints").glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
+        for place in (folder, folder / "checkpoints", folder / "skipped"):
+            for leftover in place.glob(".*.tmp"):  # of a run that was killed while it wrote
+                leftover.unlink()
         write_atomically(folder / "recipe.yaml", recipe_to_yaml(recipe).encode())
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error

@@ -112,7 +112,7 @@ def _run(context: _Context) -> Shortage | None:
         if context.checkpoint is not None and not job.test_only:
             check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
             say_differences(context.checkpoint["recipe"], context.recipe, console)
-            say_other_machine(context.checkpoint, context.place)
+            say_other_machine(context.checkpoint, loader.plan, context.place)
     _warn_of_odd_settings(context, splits, loader)
     if context.checkpoint is not None and state.progress.is_over(count_steps(context.recipe, loader)):
         console.say(f"{context.start.checkpoint_file}: the run is finished: {state.progress.step:,} steps are done")

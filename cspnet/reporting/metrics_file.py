@@ -28,7 +28,9 @@ class _Lines:
     """A file that whole lines are appended to; it starts with those that are kept."""
 
     def __init__(self, path: Path, kept: list[bytes]) -> None:
-        write_atomically(path, b"".join(kept))
+        content = b"".join(kept)
+        if not path.exists() or path.read_bytes() != content:  # a copy may find no room on the disk
+            write_atomically(path, content)
         self.file = path.open("ab", buffering=0)
         self.waiting: list[bytes] = []
 

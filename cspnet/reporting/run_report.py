@@ -18,13 +18,16 @@ __all__ = ["BadImageLog", "RunReport"]
 class BadImageLog:
     """Counts the pictures that could not be read, names each one once, and lists them in bad_images.jsonl.
 
+    Those behind the checkpoint that a run goes on from are named and listed again.
+
     Every process has its own; they append whole lines to the same file.
     """
 
-    def __init__(self, folder: Path | None, console: Console) -> None:
+    def __init__(self, folder: Path | None, console: Console, seen: set[str] | None = None) -> None:
+        """`seen`: paths that are noted already; those that come are added to it."""
         self.path = folder / "bad_images.jsonl" if folder else None
         self.console = console
-        self.seen: set[str] = set()
+        self.seen = set() if seen is None else seen
 
     def add(self, bad: Iterable[tuple[str, str]], consequence: str) -> None:
         """Take note of (path, reason) pairs; `consequence` says what was done about them."""

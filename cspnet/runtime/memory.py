@@ -96,7 +96,9 @@ def find_largest(sizes: Iterable[int], attempt: Callable[[int], None], device: t
         try:
             attempt(size)
             fits = peak_bytes(device) <= most
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             fits = False
         free_memory(device)  # behind the handler: the error keeps what the failed attempt made
         if fits:

@@ -2,6 +2,9 @@
 
 The first one is noted, and the run stops at the next place where nothing is lost: behind a step, or between two batches
 of a validation. A second one ends the process where it stands. Before there is anything to lose, one is enough.
+
+Python's handlers run between two steps of the main thread, and none while that waits in a library for another process.
+So the system writes the number of each signal to a socket as well, from which a thread reads it.
 """
 
 from __future__ import annotations
@@ -9,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
 
+from cspnet.errors import EXIT_STOPPED
 from cspnet.runtime.leaving import leaves_by_force
 
 __all__ = ["STOP_SIGNALS", "StopRequest", "Stopped", "heed_stop_signals"]
@@ -21,6 +26,10 @@ __all__ = ["STOP_SIGNALS", "StopRequest", "Stopped", "heed_stop_signals"]
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 _SAME_REQUEST_S = 1.0
 """Launchers pass on what their whole group has been sent: what follows this closely is the same request."""
+
+
+_UNHEEDED_S = 2.0
+"""A main thread that has not heeded a signal by then waits for something."""
 
 
 class Stopped(BaseException):
@@ -40,16 +49,17 @@ class StopRequest:
         self.speaks = True
         """Whether this process answers a signal; of several, one should."""
         self._noted_at_s = 0.0
-        self._may_wait = False
+        self.may_wait = False
+        """Whether it is only noted."""
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
         """In this block a signal is noted, and whoever runs it asks for it; elsewhere it raises Stopped."""
-        self._may_wait = True
+        self.may_wait = True
         try:
             yield
         finally:
-            self._may_wait = False
+            self.may_wait = False
 
     def hush(self) -> None:
         """There will be no saving: signals are noted without a word."""
@@ -68,11 +78,57 @@ class StopRequest:
                 os._exit(128 + number)
             return
         self.signal_name, self._noted_at_s = signal.Signals(number).name, now_s
-        if not self._may_wait:
+        if not self.may_wait:
             raise Stopped(f"stopped by {self.signal_name}; there was nothing to save")
         if self.speaks:
             # Not print: the program may be in the middle of one.
             os.write(2, f"\n{self.signal_name}: saving behind this step, then stopping; again stops at once\n".encode())
+
+
+@contextlib.contextmanager
+def _watched(request: StopRequest) -> Iterator[None]:
+    """In this block a thread does what the main thread cannot while it waits."""
+    ours, systems = socket.socketpair()
+    systems.setblocking(False)
+    before = signal.set_wakeup_fd(systems.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(ours, request), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        systems.close()  # the thread ends
+
+
+def _watch(numbers: socket.socket, request: StopRequest) -> None:
+    first_s: float | None = None
+    with numbers:
+        while True:
+            try:
+                said = numbers.recv(1)
+            except TimeoutError:
+                numbers.settimeout(None)
+                _answer_for_main_thread(request)
+                continue
+            if not said:
+                return
+            if said[0] not in STOP_SIGNALS:
+                continue
+            if first_s is None:
+                first_s = time.monotonic()
+                numbers.settimeout(_UNHEEDED_S)
+            elif time.monotonic() - first_s > _SAME_REQUEST_S:
+                os._exit(128 + said[0])
+
+
+def _answer_for_main_thread(request: StopRequest) -> None:
+    if request.is_made:
+        return
+    if not request.may_wait:
+        if request.speaks:
+            os.write(2, b"\nstopped by a signal; there was nothing to save\n")
+        os._exit(EXIT_STOPPED)
+    if request.speaks:
+        os.write(2, b"\nstopping once the other processes have come; again stops at once\n")
 
 
 @contextlib.contextmanager
@@ -89,7 +145,8 @@ def heed_stop_signals() -> Iterator[StopRequest]:
         return
     before = {number: signal.signal(number, request.handle) for number in STOP_SIGNALS}
     try:
-        yield request
+        with _watched(request):
+            yield request
     except BaseException as error:
         if not (isinstance(error, Stopped) or leaves_by_force()):
             raise

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cspnet.errors import RunFolderError, TrainingError
+from cspnet.errors import RunFolderError, TrainingError, shared_errors
 from cspnet.runtime.distributed import on_any_rank
 from cspnet.runtime.files import replacing
 from cspnet.training.batches import prepare_batch
@@ -120,12 +120,14 @@ def roll_back(run: Run) -> None:
     trouble = f"step {progress.step:,}: the last {progress.skipped_in_a_row} steps had no finite loss or gradient"
     advice = "try a lower --lr, a longer warm-up, --clip-grad or --precision fp32"
     if run.was_rolled_back:
-        raise TrainingError(f"{trouble}, again; the checkpoints are from before: {advice}, and --resume auto")
+        with shared_errors():
+            raise TrainingError(f"{trouble}, again; the checkpoints are from before: {advice}, and --resume auto")
     if run.saver:
         run.saver.wait()
     run.was_rolled_back = True
     run.latest.forget()
     file = run.roll_back(run)
     if file is None:
-        raise TrainingError(f"{trouble}, and there is no checkpoint from before: {advice}")
+        with shared_errors():
+            raise TrainingError(f"{trouble}, and there is no checkpoint from before: {advice}")
     run.report.console.warn(f"{trouble}: going on from {file}, once; if that does not help: {advice}")

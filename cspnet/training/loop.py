@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cspnet.data.loader import Batch
-from cspnet.errors import TrainingError, UserError
+from cspnet.errors import RunFolderError, TrainingError, UserError
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.runtime.distributed import broadcast_buffers, gather_objects, naming_the_missing, sum_over_ranks
 from cspnet.runtime.signals import Stopped
@@ -228,7 +228,7 @@ def _end_epoch(run: Run) -> None:
         run.report.console.say(text)
     # With a moving average, that is what one takes home, so it decides which epoch is best.
     is_best = result is not None and progress.rank(result.acc1, cfg.checkpoint.keep_best)
-    record["data/bad_images"] = sum(gather_objects(run.world, len(run.bad_images.seen)))
+    record["data/bad_images"] = sum(gather_objects(run.world, len(run.state.bad_images)))
     run.report.write(record)
     run.report.write_epoch(
         {
@@ -255,6 +255,8 @@ def _save(run: Run, *, is_best: bool, is_last: bool = False) -> None:
     """
     look_back(run, leave=0)
     failure = run.saver.find_failure() if run.saver and run.world.is_main else None
+    if is_last and isinstance(failure, RunFolderError):
+        failure = None  # there may be room again: what counts is how this one ends
     if run.world.is_main and not (is_finite := run.state.is_finite()):
         text = f"behind step {run.state.progress.step:,} the weights are not finite, so they are not saved"
         if is_last:

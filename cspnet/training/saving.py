@@ -108,8 +108,8 @@ class Saver:
         except RunFolderError as error:
             self._failures += 1
             self._error = error
-            if self._failures <= self.max_failures:
-                self.warn(f"{error}; going on ({self._failures} of at most {self.max_failures} failures in a row)")
+            ends = "going on" if self._failures <= self.max_failures else "the run ends at its next save"
+            self.warn(f"{error}; {ends} ({self._failures} failures in a row, of at most {self.max_failures})")
         except Exception as error:  # ours; raised where somebody waits for it
             self._error = error
             self._failures = self.max_failures + 1

@@ -106,6 +106,8 @@ class TrainState:
     epoch_sums: Sums
     """Since the start of the epoch."""
     progress: Progress = field(default_factory=Progress)
+    bad_images: set[str] = field(default_factory=set)
+    """Paths of the pictures that this process could not read."""
     buffers: KeptBuffers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,10 +131,11 @@ class TrainState:
         }
 
     def rank_to_dict(self) -> dict[str, Any]:
-        """What each process has for itself: its sums and its random state."""
+        """What each process has for itself: its sums, what it could not read, and its random state."""
         return {
             "window": self.window.values.tolist(),
             "epoch_sums": self.epoch_sums.values.tolist(),
+            "bad_images": sorted(self.bad_images),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.window.values.is_cuda else None,
         }
@@ -140,12 +143,14 @@ class TrainState:
     def load_rank_dicts(self, saved: Sequence[dict[str, Any]], rank: int, size: int) -> None:
         """The counterpart of `rank_to_dict`, from what all processes have saved, for one of `size` processes.
 
-        What they have summed is shared out, so that all together have all of it. The random state is that of the same
-        rank; without one it stays as it is.
+        What they have summed and noted is shared out, so that all together have all of it. The random state is that
+        of the same rank; without one it stays as it is.
         """
         mine = saved[rank::size]
         for name, sums in (("window", self.window), ("epoch_sums", self.epoch_sums)):
             sums.values.copy_(torch.tensor([share[name] for share in mine], dtype=torch.float64).reshape(-1, 4).sum(0))
+        self.bad_images.clear()
+        self.bad_images.update(path for share in mine for path in share.get("bad_images", ()))
         if rank >= len(saved):
             return
         torch.set_rng_state(saved[rank]["torch_rng"])

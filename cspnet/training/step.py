@@ -105,7 +105,9 @@ def _update(state: TrainState, clip_norm: float | None) -> Tensor:
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(params, clip_norm, norm)
     if state.scaler.is_enabled():
-        state.scaler.step(state.optimizer)  # skips by its own finding, which is the same
+        state.scaler.step(
+            state.optimizer
+        )  # by its own finding: the same, but for a norm of finite gradients that is beyond float32
         state.scaler.update()
     else:
         step_unless(state.optimizer, is_skipped)

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from cspnet.errors import CheckpointError
+from cspnet.errors import CheckpointError, ModelError
 from cspnet.models.darknet_cfg import DarknetCfgNet
 from cspnet.models.network import CspNet, CspNetFeatures
 from cspnet.models.rows import darknet_cfgs
@@ -205,9 +205,7 @@ def _match_own(
     """Our own names. A file that says its model may have another order of concatenation than this one."""
     warnings: tuple[str, ...] = ()
     if isinstance(model, CspNet) and describes_itself(content) and content["arch"] in ZOO:
-        with torch.device("meta"):
-            saved = create_model(content["arch"], **content["recipe"].get("model.options", {}))
-        assert isinstance(saved, CspNet)
+        saved = _create_saved(content["arch"], content["recipe"].get("model.options", {}), where)
         block_first = any(stage.block_first for stage in saved.spec.stages)
         if same_layers(saved.spec, model.spec):
             state = reorder_parts(state, model.spec, file_block_first=block_first, reading=True)
@@ -217,6 +215,22 @@ def _match_own(
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:  # tensors in it raise more
         raise CheckpointError(f"{where}: damaged: eval_cfg is not the geometry of a validation") from error
     return Weights("cspnet", state, is_average, preprocessing, warnings, seen=_count_seen(content))
+
+
+def _create_saved(arch: str, options: Any, where: str) -> CspNet:
+    """The network that a file says it holds, without memory.
+
+    Raises:
+        CheckpointError: with these options there is no such network.
+    """
+    try:
+        with torch.device("meta"):
+            saved = create_model(arch, **options)
+    except (ModelError, TypeError) as error:
+        raise CheckpointError(f"{where}: damaged: its model.options are not those of {arch}: {error}") from error
+    if not isinstance(saved, CspNet):
+        raise CheckpointError(f"{where}: damaged: its model.options make another kind of network of {arch}")
+    return saved
 
 
 def _count_seen(content: Mapping[str, Any]) -> int:

@@ -76,6 +76,19 @@ def test_lines_without_room_wait_and_come_in_their_order(tmp_path: Path, limit_f
     metrics.close()
 
 
+def test_files_that_stay_as_they_are_need_no_room(tmp_path: Path, limit_files: Callable[[int], None]) -> None:
+    """A run goes on on a full disk: nothing is to be taken back, so nothing is written."""
+    write_metrics(tmp_path / "metrics.jsonl", -1, [1, 2])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    limit_files(0)
+    MetricsFile(tmp_path / "metrics.jsonl", 2).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        MetricsFile(tmp_path / "metrics.jsonl", 1)
+    limit_files(-1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
 RESUMED = {-1: [], 0: [], 2: [2], 3: [2], 4: [2, 4], 6: [2, 4, 6], 100: [2, 4, 6]}
 
 

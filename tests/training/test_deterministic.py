@@ -104,12 +104,15 @@ def test_another_machine_is_told(picture_tree: Path, tmp_path: Path, capsys: pyt
     assert train(flags(picture_tree, folder)) == 0
     last = folder / "checkpoints" / "last.pt"
     content = torch.load(last, weights_only=True)
-    assert content["computed_on"] == {"device": "cpu", "precision": "float32", "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    here = {"device": "cpu", "precision": "float32", "threads": threads, "pictures a forward pass": 4}
+    assert content["computed_on"] == here
     capsys.readouterr()
     dry = flags(picture_tree, tmp_path / "other", "--steps", 4, "--dry-run", "--resume")
     assert train([*dry, str(last)]) == 0
     assert "saved with" not in capsys.readouterr().err
-    content["computed_on"] = {"device": "NVIDIA A100", "precision": "bfloat16", "threads": 77}
+    elsewhere = {"device": "NVIDIA A100", "precision": "bfloat16", "threads": 77, "pictures a forward pass": 8}
+    content["computed_on"] = elsewhere
     content["versions"]["torch"] = "2.0"
     torch.save(content, tmp_path / "elsewhere.pt")
     assert train([*dry, str(tmp_path / "elsewhere.pt")]) == 0
@@ -117,6 +120,7 @@ def test_another_machine_is_told(picture_tree: Path, tmp_path: Path, capsys: pyt
     for change in (
         "device NVIDIA A100, now cpu",
         "precision bfloat16, now float32",
+        "pictures a forward pass 8, now 4",
         f"threads 77, now {torch.get_num_threads()}",
         f"torch 2.0, now {torch.__version__}",
     ):

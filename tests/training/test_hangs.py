@@ -18,6 +18,7 @@ import pytest
 from cspnet.cli.compare_runs import read_records
 from cspnet.data.index import open_index
 from cspnet.data.sampler import BatchPlan
+from cspnet.errors import EXIT_STOPPED
 from tests.processes import free_port, start_group, wait_for_the_end_of
 from tests.training.whole_runs import command, draw_pictures, find_processes, start, wait_for_step
 
@@ -33,6 +34,45 @@ QUICKLY_S = 60
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_pictures(tmp_path_factory.mktemp("hangs"))
+
+
+def read_until(rank: subprocess.Popen[str], text: str) -> None:
+    """Returns when a process has said something on its stderr."""
+    assert rank.stderr is not None
+    assert any(text in line for line in rank.stderr), text
+
+
+def test_signals_are_heeded_while_another_process_is_waited_for(pictures: Path, tmp_path: Path) -> None:
+    """The first one is told to, the second one obeyed at once."""
+    with two_ranks(flags(pictures, tmp_path / "run"), tmp_path / "run") as ranks:
+        ranks[1].send_signal(signal.SIGSTOP)
+        time.sleep(1)  # the first one now waits for it
+        ranks[0].send_signal(signal.SIGTERM)
+        read_until(ranks[0], "stopping once the other processes have come; again stops at once")
+        ranks[0].send_signal(signal.SIGTERM)
+        assert ranks[0].wait(QUICKLY_S) == 128 + signal.SIGTERM
+
+
+def test_one_signal_is_enough_for_a_process_that_waits_for_others_to_start(pictures: Path, tmp_path: Path) -> None:
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "RANK": "0"}
+    rank = start_group(*flags(pictures, tmp_path / "run"), variables=meeting)
+    try:
+        deadline = time.monotonic() + QUICKLY_S
+        while not is_listening(int(meeting["MASTER_PORT"])):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        rank.send_signal(signal.SIGTERM)
+        _, errors = rank.communicate(timeout=QUICKLY_S)
+    finally:
+        rank.kill()
+    assert rank.returncode == EXIT_STOPPED, errors
+    assert "there was nothing to save" in errors
+
+
+def is_listening(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def flags(pictures: Path, folder: Path, *more: str) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -142,7 +144,8 @@ def test_so_many_failures_in_a_row_are_told_and_survived(tmp_path: Path, monkeyp
     ends, warnings, saver = fail_in_turn(tmp_path, monkeypatch, errors, max_failures=2)
     assert ends == [False, False, False, False, False, True]
     assert [line.partition("; ")[2] for line in warnings] == [
-        f"going on ({n} of at most 2 failures in a row)" for n in (1, 2, 1, 2)
+        *(f"going on ({n} failures in a row, of at most 2)" for n in (1, 2, 1, 2)),
+        "the run ends at its next save (3 failures in a row, of at most 2)",
     ]
     failure = saver.find_failure()
     assert isinstance(failure, RunFolderError)
@@ -228,10 +231,41 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line_and_the_old_checkpoints
     flags = ("--epochs", "9", "--checkpoint.every_steps", "2", "--resume", "auto", "--checkpoint.max_failures", "4")
     assert run(picture_tree, tmp_path / "run", *flags) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len([line for line in errors if "cannot write the checkpoint" in line]) == 5
-    assert errors[-1].endswith("make room and continue with --resume auto")
+    *told, last = [line for line in errors if "cannot write the checkpoint" in line]
+    assert len(told) == 5  # each at once
+    assert last == errors[-1]
+    assert last.endswith("make room and continue with --resume auto")
     assert_same(load(tmp_path / "run"), before)
     assert [path.name for path in (tmp_path / "run").rglob("*.tmp")] == []
+
+
+def test_a_last_save_is_tried_however_many_failed_before(
+    picture_tree: Path, tmp_path: Path, limited_files: Callable[[int], None]
+) -> None:
+    """Both saves in the epoch fail, which is one too many; the third one, behind the last step, finds room."""
+    flags = ("--epochs", "1", "--checkpoint.every_steps", "2")  # of six
+    assert run(picture_tree, tmp_path / "reference", *flags) == 0
+    limited_files(2)
+    assert run(picture_tree, tmp_path / "run", *flags, "--checkpoint.max_failures", "1") == 0
+    assert_same(load(tmp_path / "run")["state_dict"], load(tmp_path / "reference")["state_dict"])
+
+
+def test_records_that_cannot_be_taken_back_are_one_line(
+    picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(picture_tree, tmp_path / "run", "--epochs", "1") == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("cspnet.reporting.metrics_file.write_atomically", refuse)
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b"half a line")
+    capsys.readouterr()
+    assert run(picture_tree, tmp_path / "run", "--epochs", "2", "--resume", "auto") == 2
+    assert "its records cannot be written: No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before + b"half a line"
 
 
 def test_the_best_few_stay_beside_the_newest_also_across_a_resume(picture_tree: Path, tmp_path: Path) -> None:
