@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from cspnet.errors import DeviceError
 
-__all__ = ["choose_amp_dtype", "choose_device", "supports_bf16"]
+__all__ = ["choose_amp_dtype", "choose_device", "is_bf16_faster"]
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -42,14 +44,29 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def supports_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices natively, so that bf16 is the fast choice."""
+def is_bf16_faster(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices faster than float32 ones.
+
+    On a CPU that takes matrix units (AMX), or AVX-512's bf16 product on an AMD core. On Intel's it gains nothing over
+    float32, and the conversions cost: measured, docs/BENCHMARKS.md (Precision on a CPU).
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
-    return False
+    if device.type != "cpu":
+        return False
+    has_amx, has_avx512_bf16 = (
+        getattr(torch.cpu, probe, bool)() for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+    return has_amx or (has_avx512_bf16 and _read_cpu_vendor() == "AuthenticAMD")
+
+
+def _read_cpu_vendor(file: Path = Path("/proc/cpuinfo")) -> str | None:
+    """`vendor_id` of the first processor (proc(5)); None where the system does not tell."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), None)
 
 
 def choose_amp_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -64,5 +81,5 @@ def choose_amp_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp16" and device.type != "cuda":
         raise DeviceError(f"train.precision: fp16 needs a GPU, and the device is {device.type}; use bf16 or fp32")
     if precision == "auto":
-        precision = "bf16" if supports_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
+        precision = "bf16" if is_bf16_faster(device) else "fp16" if device.type == "cuda" else "fp32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
