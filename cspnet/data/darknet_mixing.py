@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 __all__ = ["MixPlan", "draw_mix", "mix"]
 
@@ -111,6 +110,8 @@ def mix(images: Tensor, targets: Tensor, plan: MixPlan, blur_px: int) -> tuple[T
     if plan.blurred.any():
         chosen = torch.from_numpy(plan.blurred.nonzero()[0]).to(images.device, non_blocking=True)
         kernel_px = 15 if blur_px == 1 else blur_px
+        from torchvision.transforms.functional import gaussian_blur  # here: torchvision takes a second to import
+
         images[chosen] = gaussian_blur(images[chosen], [kernel_px, kernel_px])
     return images, targets
 
