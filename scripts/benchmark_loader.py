@@ -21,15 +21,10 @@ against as many times the speed of one core alone just before (with more process
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +37,7 @@ import numpy as np
 import torch
 from other_loaders import dali, ffcv, timm_loader, timm_transform, torchvision_reference
 
+from cspnet.cli.benchmark_report import check_bounds, check_outputs, describe_machine, spread, write_report
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
 from cspnet.cli.measure_loader import (
     BATCH_SIZE,
@@ -63,10 +59,9 @@ from cspnet.data.packing import Encoding, pack_split, plan_packing
 from cspnet.data.samples import SampleIndex, digest_samples, join_paths
 from cspnet.data.shards import ShardIndex, holds_shards, list_shards
 from cspnet.errors import EXIT_DONE, UserError
-from cspnet.runtime.files import write_atomically
-from cspnet.runtime.processes import count_cores
 
 BASE, LOOSE, LIMIT = "timm's transform", "ours, loose", "limit: decoding alone"
+PACKAGES = ("pillow", "torch", "torchvision", "timm", "simplejpeg", "nvidia-dali-cuda120", "ffcv")
 _MISSING = "not installed"
 _FFCV_TIMES = 10
 _BATCHES_A_WORKER = 16
@@ -268,48 +263,6 @@ def pack(index: SampleIndex, folder: Path, encoding: Encoding | None) -> SampleI
     return packed.index
 
 
-def describe_machine() -> str:
-    """Commit, processor, cores, GPU and versions."""
-    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0] if models else cpu
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    names = ("pillow", "torch", "torchvision", "timm", "simplejpeg", "nvidia-dali-cuda120", "ffcv")
-    versions = ", ".join(["Python " + platform.python_version(), *read_versions(names)])
-    return f"{describe_commit()}; {cpu}, {count_cores()} cores{gpu}; {versions}"
-
-
-def describe_commit() -> str:
-    """The commit, and whether files have been changed since."""
-
-    def git(*words: str) -> str:
-        root = Path(__file__).resolve().parent
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return f"commit {git('rev-parse', '--short', 'HEAD')}{' with changes' * bool(changed)}"
-    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
-        return "commit unknown"
-
-
-def read_versions(packages: Iterable[str]) -> list[str]:
-    """`name version` of those that are installed."""
-    found = []
-    for name in packages:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def spread(values: Sequence[float], digits: int = 0) -> str:
-    """`median (lowest to highest)`."""
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
-
-
 def measure(
     data: Path, out: Path | None, size_px: int, limit: int, repeats: int, workers: Sequence[int], encoding: Encoding
 ) -> dict[str, Any]:
@@ -332,7 +285,7 @@ def measure(
             for count in dict.fromkeys(workers)
         }
         return {
-            "machine": describe_machine(),
+            "machine": describe_machine(PACKAGES),
             "pictures": len(loose),
             "size_px": size_px,
             "repeats": repeats,
@@ -418,16 +371,6 @@ def _loader_lines(whole: dict[str, dict[str, dict[str, list[float]]]]) -> list[s
     return lines
 
 
-def check_output(flag: str, file: Path) -> None:
-    """Find out before the work whether a result can be written.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-        raise UserError(f"{flag} {file}: name a file in a folder that is there and can be written")
-
-
 def main() -> int:
     """The command line."""
     parser = FlagParser(prog="benchmark_loader.py", description=__doc__)
@@ -447,28 +390,17 @@ def main() -> int:
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write the tables there as well")
     args = parser.parse_all(sys.argv[1:])
     workers = args.workers or [default_workers(1)]
-    limits = [("size", args.size, 4096), ("limit", args.limit, 10**6), ("repeats", args.repeats, 1000)]
-    limits += [("workers", count, 1024) for count in workers]
-    limits += [("quality", args.quality, 100)]
-    for name, value, most in limits:
-        if not 1 <= value <= most:
-            raise UserError(f"--{name} {value}: use a number from 1 to {most}")
-    if not 8 <= args.max_side <= 65000:
-        raise UserError(f"--max-side {args.max_side}: use a number from 8 to 65000")
-    for flag, file in (("--json", args.json), ("--markdown", args.markdown)):
-        if file is not None:
-            check_output(flag, file)
-    if args.json is not None and args.json == args.markdown:
-        raise UserError(f"{args.json}: --json and --markdown would write the same file; name two")
+    limits = [("size", args.size, 1, 4096), ("limit", args.limit, 1, 10**6), ("repeats", args.repeats, 1, 1000)]
+    limits += [("workers", count, 1, 1024) for count in workers]
+    limits += [("quality", args.quality, 1, 100), ("max-side", args.max_side, 8, 65000)]
+    check_bounds(limits)
+    check_outputs({"--json": args.json, "--markdown": args.markdown})
     torch.set_num_threads(1)
     encoding = Encoding(args.max_side, args.quality)
     report = measure(args.data, args.packed, args.size, args.limit, args.repeats, workers, encoding)
     text = "\n".join(table_lines(report)) + "\n"
     print(text, end="")
-    if args.json is not None:
-        write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
-    if args.markdown is not None:
-        write_atomically(args.markdown, text.encode())
+    write_report(report, text, args.json, args.markdown)
     return EXIT_DONE
 
 

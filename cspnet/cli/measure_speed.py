@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cspnet.cli.build import build_model, build_state
+from cspnet.data.mixing import soft_targets
 from cspnet.errors import DeviceError
 from cspnet.recipe.schema import DataRecipe, ModelRecipe, Recipe, TrainRecipe
 from cspnet.reporting.model_table import Speed
@@ -20,9 +22,12 @@ from cspnet.runtime.memory import is_out_of_memory, told_shortage
 from cspnet.training.state import TrainState
 from cspnet.training.step import train_step
 
-__all__ = ["Trial", "measure_deterministic", "measure_side_by_side"]
+__all__ = ["LR", "NUM_CLASSES", "Contender", "Subject", "Trial", "draw_batch", "measure_deterministic"]
+__all__ += ["measure_side_by_side", "take_turns"]
 
 NUM_CLASSES = 1000
+LR = 0.01
+"""Of the updates; it changes no speed, as long as the numbers stay finite."""
 
 
 @dataclass(frozen=True)
@@ -42,50 +47,81 @@ class Trial:
         """The dtype of autocast; float32 means none."""
         return choose_amp_dtype(self.precision, self.device)
 
-    def __str__(self) -> str:
+    @property
+    def size(self) -> str:
+        """Where, and how much at a time."""
         is_cuda = self.device.type == "cuda"
         place = (
             torch.cuda.get_device_name(self.device) if is_cuda else f"{self.device}, {torch.get_num_threads()} threads"
         )
-        return (
-            f"{place}, PyTorch {torch.__version__}, {str(self.amp_dtype).removeprefix('torch.')}, channels_last, "
-            f"batch {self.batch_size}, {self.repeats} repeats of {self.steps} batches"
-        )
+        return f"{place}, batch {self.batch_size}, {self.repeats} repeats of {self.steps} batches"
+
+    def __str__(self) -> str:
+        place, _, size = self.size.partition(", batch")
+        dtype = str(self.amp_dtype).removeprefix("torch.")
+        return f"{place}, PyTorch {torch.__version__}, {dtype}, channels_last, batch{size}"
 
 
-class _Subject:
-    """A network with its optimizer and a batch, as train.py builds them: channels_last, SGD with momentum, no EMA."""
+class Contender:
+    """Something that trains a network on one batch, and the clock that is held to it."""
 
-    def __init__(self, name: str, input_px: int, trial: Trial) -> None:
-        recipe = Recipe(
-            model=ModelRecipe(name=name),
-            data=DataRecipe(train_px=input_px),
-            train=TrainRecipe(batch_size=trial.batch_size, channels_last=True),
-        )
-        self.trial = trial
-        self.model = build_model(recipe, NUM_CLASSES, trial.device)
+    trial: Trial
+    network: nn.Module
+
+    def update(self) -> Tensor:
+        """A whole update; the mean loss of its batch, () on the device."""
+        raise NotImplementedError
+
+    def time_training(self, update: Callable[[], object] | None = None) -> float:
+        """Images per second of `steps` updates, or of so many other pieces of work on a batch."""
+        self.network.train()
+        began = time.perf_counter()
+        for _ in range(self.trial.steps):
+            (update or self.update)()
+        next(self.network.parameters()).flatten()[0].item()  # host sync: a weight is there when the last one is done
+        return self.trial.steps * self.trial.batch_size / (time.perf_counter() - began)
+
+    def measure_peak(self) -> int | None:
+        """Bytes in use at the height of an update; this network must be alone on the device. None: not on a GPU."""
+        if self.trial.device.type != "cuda":
+            return None
+        self.network.train()
+        for _ in range(2):
+            self.update()  # momentum is there from now on, and cuDNN has tried its algorithms
+        torch.cuda.reset_peak_memory_stats(self.trial.device)
+        self.update()
+        return torch.cuda.max_memory_allocated(self.trial.device)
+
+
+class Subject(Contender):
+    """A network with its optimizer and a batch, as train.py builds them for a recipe."""
+
+    def __init__(self, recipe: Recipe, trial: Trial) -> None:
+        self.trial, self.recipe = trial, recipe
+        self.model = self.network = build_model(recipe, NUM_CLASSES, trial.device)
         self.state: TrainState = build_state(recipe, self.model, World(), trial.device, trial.amp_dtype)
-        draw = torch.Generator().manual_seed(0)
-        images = torch.randn(trial.batch_size, 3, input_px, input_px, generator=draw)
-        self.images = images.to(trial.device, memory_format=torch.channels_last)
-        labels = torch.randint(NUM_CLASSES, (trial.batch_size,), generator=draw)
-        self.targets = torch.nn.functional.one_hot(labels, NUM_CLASSES).float().to(trial.device)
+        images, self.labels = draw_batch(trial, recipe.data.train_px)
+        layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+        self.images = images.to(memory_format=layout)
+        self.targets = soft_targets(self.labels, NUM_CLASSES, recipe.loss.smoothing)
 
     def forward(self) -> Tensor:
+        """Logits (N, K) of the batch."""
         dtype = self.trial.amp_dtype
         with torch.autocast(self.trial.device.type, dtype=dtype, enabled=dtype is not torch.float32):
             return self.model(self.images)
 
-    def update(self) -> None:
-        train_step(
+    def update(self) -> Tensor:
+        result = train_step(
             self.state,
-            self.model,
+            self.network,
             [(self.images, self.targets)],
-            lr=0.01,
+            lr=LR,
             accumulate=1,
             amp_dtype=self.trial.amp_dtype,
             clip_norm=None,
         )
+        return result.totals[0] / result.totals[3]
 
     def time_forward(self) -> float:
         """Images per second."""
@@ -97,25 +133,41 @@ class _Subject:
             logits.cpu()  # host sync: the clock stops when the last batch is through
         return self.trial.steps * self.trial.batch_size / (time.perf_counter() - began)
 
-    def time_training(self) -> float:
-        """Images per second."""
-        self.model.train()
-        began = time.perf_counter()
-        for _ in range(self.trial.steps):
-            self.update()
-        next(self.model.parameters()).flatten()[0].item()  # host sync: a weight is there when the last update is done
-        return self.trial.steps * self.trial.batch_size / (time.perf_counter() - began)
 
-    def measure_peak(self) -> int | None:
-        """Bytes in use at the height of an update; this network must be alone on the device."""
-        if self.trial.device.type != "cuda":
-            return None
-        self.model.train()
-        for _ in range(2):
-            self.update()  # momentum is there from now on, and cuDNN has tried its algorithms
-        torch.cuda.reset_peak_memory_stats(self.trial.device)
-        self.update()
-        return torch.cuda.max_memory_allocated(self.trial.device)
+def draw_batch(trial: Trial, size_px: int) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, H, W) float32, contiguous, and labels (N,) int64, on the device: the same for everybody."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(trial.batch_size, 3, size_px, size_px, generator=draw)
+    labels = torch.randint(NUM_CLASSES, (trial.batch_size,), generator=draw)
+    return images.to(trial.device), labels.to(trial.device)
+
+
+def _create_subject(name: str, input_px: int, trial: Trial) -> Subject:
+    """Channels_last, SGD with momentum, no EMA."""
+    recipe = Recipe(
+        model=ModelRecipe(name=name),
+        data=DataRecipe(train_px=input_px),
+        train=TrainRecipe(batch_size=trial.batch_size, channels_last=True),
+    )
+    return Subject(recipe, trial)
+
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+def take_turns(work: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, list[float]]:
+    """What each piece of work returns in each of `repeats` rounds; a round before them warms up.
+
+    They take turns, so that whatever else the machine does meets all of them alike; every other round goes backwards,
+    so that none is always the one behind the heaviest.
+    """
+    found: dict[Name, list[float]] = {name: [] for name in work}
+    for repeat in range(-1, repeats):
+        for name in list(work)[:: -1 if repeat % 2 else 1]:
+            value = work[name]()
+            if repeat >= 0:
+                found[name].append(value)
+    return found
 
 
 def measure_side_by_side(sizes_px: Mapping[str, int], trial: Trial) -> dict[str, Speed]:
@@ -132,23 +184,23 @@ def measure_side_by_side(sizes_px: Mapping[str, int], trial: Trial) -> dict[str,
         if not 8 <= input_px <= 4096:
             raise DeviceError(f"{name}: pictures of {input_px} px cannot be measured; give --size 8 to 4096")
     try:
-        peaks = {name: _Subject(name, input_px, trial).measure_peak() for name, input_px in sizes_px.items()}
-        subjects = {name: _Subject(name, input_px, trial) for name, input_px in sizes_px.items()}
-        forward: dict[str, list[float]] = {name: [] for name in subjects}
-        training: dict[str, list[float]] = {name: [] for name in subjects}
-        for repeat in range(1 + trial.repeats):
-            for name, subject in subjects.items():
-                speeds = subject.time_forward(), subject.time_training()
-                if repeat:  # the first round warms up
-                    forward[name].append(speeds[0])
-                    training[name].append(speeds[1])
+        peaks = {name: _create_subject(name, px, trial).measure_peak() for name, px in sizes_px.items()}
+        subjects = {name: _create_subject(name, px, trial) for name, px in sizes_px.items()}
+        work: dict[tuple[str, str], Callable[[], float]] = {}
+        for name, subject in subjects.items():
+            work[name, "forward"] = subject.time_forward
+            work[name, "training"] = subject.time_training
+        rates = take_turns(work, trial.repeats)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
             f"--batch-size {trial.batch_size}: {', '.join(sizes_px)} do not fit on {trial.device} together; use less"
         ) from error
-    return {name: Speed(tuple(forward[name]), tuple(training[name]), peaks[name], str(trial)) for name in subjects}
+    return {
+        name: Speed(tuple(rates[name, "forward"]), tuple(rates[name, "training"]), peaks[name], str(trial))
+        for name in subjects
+    }
 
 
 def measure_deterministic(name: str, input_px: int, trial: Trial) -> list[tuple[float, float]]:
@@ -158,7 +210,7 @@ def measure_deterministic(name: str, input_px: int, trial: Trial) -> list[tuple[
         DeviceError: the batch does not fit into memory, or the network has an operation without a deterministic form.
     """
     with told_shortage(trial.device, f"with --batch-size {trial.batch_size}", "use less"):
-        subject = _Subject(name, input_px, trial)
+        subject = _create_subject(name, input_px, trial)
         pairs = []
         for _ in range(1 + trial.repeats):
             with deterministic_algorithms(enabled=True):
