@@ -1,0 +1,102 @@
+"""Tuning: every combination is measured, the fastest is told, and so is whether `auto` keeps up."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cspnet.cli.flags import FlagParser, add_recipe_flags, read_overrides
+from cspnet.errors import UserError
+from cspnet.recipe.load import load_recipe
+from scripts import tune
+
+CPU = torch.device("cpu")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["tune.py", *map(str, flags)])
+    return tune.main()
+
+
+def test_every_combination(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "t.json"
+    flags = ("--device", "cpu", "--size", 32, "--batch-size", 2, "--steps", 1, "--repeats", 2, "--json", file)
+    assert run(monkeypatch, "cspdarknet_tiny", *flags) == 0
+    printed = capsys.readouterr().out
+    rates: dict[str, list[float]] = json.loads(file.read_text())["images_per_s"]
+    combinations = tune.list_combinations(CPU)
+    assert list(rates) == [tune.to_flags(values) for values in combinations]
+    assert len(rates) == 4
+    told = [float(match) for match in re.findall(r"^\| --train[^|]* \| ([\d,.]+) \(", printed, re.MULTILINE)]
+    assert told == sorted(told, reverse=True)
+    assert told == pytest.approx(sorted(map(statistics.median, rates.values()), reverse=True), abs=0.006)
+    best = max(rates, key=lambda row: statistics.median(rates[row]))
+    assert f"\nfastest: python3 train.py {best}\n" in printed
+    assert printed.count("(auto)") == 1
+
+
+def test_the_flags_are_train_pys() -> None:
+    """Read back by train.py's own parser, they are the values that were measured."""
+    for values in tune.list_combinations(torch.device("cuda")):
+        parser = FlagParser(prog="train.py")
+        add_recipe_flags(parser)
+        overrides = read_overrides(parser.parse_all(tune.to_flags(values).split()))
+        assert overrides == values
+        recipe = load_recipe(None, overrides).recipe.train
+        assert {key: getattr(recipe, key.removeprefix("train.")) for key in values} == values
+
+
+def test_half_precision_is_for_gpus() -> None:
+    assert {values["train.precision"] for values in tune.list_combinations(CPU)} == {"fp32", "bf16"}
+    assert {values["train.precision"] for values in tune.list_combinations(torch.device("cuda"))} == {
+        "fp32",
+        "bf16",
+        "fp16",
+    }
+
+
+@pytest.mark.parametrize(("is_faster", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_what_train_py_takes(is_faster: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cspnet.runtime.device.is_bf16_faster", lambda device: is_faster)
+    values = tune.default_combination(CPU)
+    assert values == {"train.channels_last": True, "train.precision": precision}
+    assert values in tune.list_combinations(CPU)
+
+
+@pytest.mark.parametrize(
+    ("auto", "other", "said"),
+    [
+        ([4.0, 5.0, 6.0], [1.0, 2.0, 3.0], "auto is the fastest"),
+        ([4.0, 5.0, 6.0], [4.5, 5.5, 6.0], "auto is within the spread of the fastest"),
+        ([4.0, 5.0, 6.0], [8.0, 10.0, 12.0], "auto is slower (0.500 (0.500 to 0.500) of the fastest)"),
+    ],
+)
+def test_the_verdict(auto: list[float], other: list[float], said: str) -> None:
+    found: dict[str, Any] = {"images_per_s": {"--a": other, "--b": auto}, "auto": "--b"}
+    assert tune.table_lines(found)[-1].startswith(said)
+
+
+CASES = {
+    "cspdarknet_tiny --repeats 0": "--repeats 0",
+    "cspdarknet_tiny --size 1": "--size 1",
+    "nonesuch --device cpu": "nonesuch",
+    "cspdarknet_tiny --device abacus": "abacus",
+    "cspdarknet_tiny --json /nowhere/x": "name a file in a folder",
+    "cspdarknet_tiny --precision fp32": "--precision: unknown flag",
+    "--size 32": "required: MODEL",
+}
+
+
+@pytest.mark.parametrize("flags", CASES)
+def test_wrong_things(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=CASES[flags]) as caught:
+        run(monkeypatch, *flags.split())
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
