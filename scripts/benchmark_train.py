@@ -95,6 +95,7 @@ def measure_rows(name: str, size_px: int, trial: Trial, *, with_compile: bool, w
     losses: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
     for row, make in rows.items():
+        print(f"{name}: {row}: its first steps", file=sys.stderr)  # compiling takes minutes
         try:
             contender = make()
             contender.network.train()
