@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -270,19 +270,23 @@ def _check_input(recipe: Recipe, model: nn.Module, device: torch.device) -> None
         model.train()
 
 
-def build_network(model: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """The model itself, or its data-parallel view: one gradient exchange a step, rank 0's buffers for all."""
+def build_network(model: nn.Module, world: World, device: torch.device, *, compiled: bool = False) -> nn.Module:
+    """The view of the model that is trained: itself, or data parallel (one gradient exchange a step, rank 0's buffers
+    for all), and compiled or not. The weights are the model's own."""
     if world.size == 1:
-        return model
+        return cast(nn.Module, torch.compile(model)) if compiled else model
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.process_group = world.group  # nccl wants all that goes on at the same time in one group
-    return nn.parallel.DistributedDataParallel(
+    network = nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
         process_group=world.group,
         gradient_as_bucket_view=True,
     )
+    if compiled:
+        network.compile()  # in place: it stays DDP, which the step asks to keep quiet
+    return network
 
 
 def convert_sync_bn(model: nn.Module, device: torch.device) -> nn.Module:

@@ -44,6 +44,8 @@ class Place:
     amp_dtype: torch.dtype
     """Of autocast; float32 means none."""
     console: Console
+    compiles: bool = False
+    """Whether what is trained is compiled."""
 
 
 def count_steps(recipe: Recipe, loader: TrainLoader) -> int:
@@ -96,7 +98,7 @@ def build_run(
         total_steps, recipe = state.progress.step + 1, replace(recipe, log=replace(recipe.log, every_steps=1))
     return Run(
         state=state,
-        network=build.build_network(state.model, world, device),
+        network=build.build_network(state.model, world, device, compiled=place.compiles),
         recipe=recipe,
         num_classes=splits.num_classes,
         loader=loader,
@@ -176,6 +178,7 @@ def describe_computing(plan: BatchPlan, place: Place) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(place.device) if is_cuda else place.device.type,
         "pictures a forward pass": plan.batch_size,
         "precision": str(place.amp_dtype).removeprefix("torch."),
+        "compiled": place.compiles,
         **({"threads": torch.get_num_threads()} if is_cpu else {}),
     }
 

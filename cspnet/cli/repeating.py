@@ -19,7 +19,9 @@ from cspnet.runtime.distributed import gather_objects
 __all__ = ["check_repeatable", "say_other_machine"]
 
 
-def check_repeatable(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Place) -> None:
+def check_repeatable(
+    recipe: Recipe, num_classes: int, plan: BatchPlan, place: Place, *, compiled: bool = False
+) -> None:
     """For train.deterministic: take the same step twice, on throw-away networks, and compare every weight.
 
     PyTorch refuses what it knows to vary; this finds what it does not know, and says early what it refuses.
@@ -31,7 +33,7 @@ def check_repeatable(recipe: Recipe, num_classes: int, plan: BatchPlan, place: P
         return
     different: list[str] = []
     with contextlib.suppress(torch.OutOfMemoryError):  # the run's own step says that better
-        first, second = (_take_step(recipe, num_classes, plan, place) for _ in range(2))
+        first, second = (_take_step(recipe, num_classes, plan, place, compiled) for _ in range(2))
         different = [name for name, digest in first.items() if second[name] != digest]
     names = sorted(set().union(*gather_objects(place.world, different)))
     if names:
@@ -42,9 +44,9 @@ def check_repeatable(recipe: Recipe, num_classes: int, plan: BatchPlan, place: P
     place.console.say("deterministic: two equal steps gave equal bits (docs/BENCHMARKS.md: what it costs)")
 
 
-def _take_step(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Place) -> dict[str, bytes]:
+def _take_step(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Place, compiled: bool) -> dict[str, bytes]:
     """A digest of each tensor of the network behind a step."""
-    trial = Trial(recipe, num_classes, place)
+    trial = Trial(recipe, num_classes, place, compiled=compiled)
     trial.train(plan.batch_size, plan.accumulate, steps=1, lr=0.01)
     tensors = trial.state.model.state_dict()
     return {name: hashlib.sha256(tensor.cpu().numpy().tobytes()).digest() for name, tensor in tensors.items()}

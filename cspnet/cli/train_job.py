@@ -12,6 +12,7 @@ import torch
 
 from cspnet.cli import build
 from cspnet.cli.build_run import Place, build_run, count_steps
+from cspnet.cli.compiling import settle_compile
 from cspnet.cli.micro_batch import Shortage, explain_shortage, note_shortage, settle_micro_batch
 from cspnet.cli.repeating import check_repeatable, say_other_machine
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
@@ -106,7 +107,9 @@ def _run(context: _Context) -> Shortage | None:
         loader = build.build_train_loader(context.recipe, splits, context.place.world, context.place.device)
         if not job.test_only:
             loader = settle_micro_batch(context.recipe, splits, loader, context.place)
-            check_repeatable(context.recipe, splits.num_classes, loader.plan, context.place)
+            how = (context.recipe, splits.num_classes, loader.plan, context.place)
+            context = replace(context, place=replace(context.place, compiles=settle_compile(*how)))
+            check_repeatable(*how, compiled=context.place.compiles)
         state = _build_state(context, splits)
         _check_lowest_lr(context.recipe, loader)
         if context.checkpoint is not None and not job.test_only:

@@ -32,12 +32,13 @@ class Trial:
     Build it before the run's own state, which seeds torch's generators anew.
     """
 
-    def __init__(self, recipe: Recipe, num_classes: int, place: Place) -> None:
+    def __init__(self, recipe: Recipe, num_classes: int, place: Place, *, compiled: bool = False) -> None:
         device = place.device
         model = build.build_model(recipe, num_classes, device)
         state = build.build_state(recipe, model, place.world, device, place.amp_dtype)
         # A scaler passes over the first steps, and the optimizer's memory would come later than the trial.
         self.state = replace(state, scaler=torch.amp.GradScaler(device.type, enabled=False))
+        self.network = build.build_network(model, World(), device, compiled=compiled)
         self.recipe, self.num_classes, self.place = recipe, num_classes, place
         self.prepare = build.build_normalizer(recipe, device)
         self.erase = Eraser(recipe.augment, device)
@@ -56,7 +57,7 @@ class Trial:
         for step in range(steps):
             train_step(
                 self.state,
-                self.state.model,
+                self.network,
                 self._micro_batches(pictures, step, min(2, passes)),
                 lr=lr,
                 accumulate=min(2, passes),

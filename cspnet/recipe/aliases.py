@@ -98,6 +98,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--channels-last": ("train.channels_last",),
     "--sync-bn": ("train.sync_bn",),
     "--grad-checkpointing": ("train.grad_checkpointing",),
+    "--compile": ("train.compile",),
     "--deterministic": ("train.deterministic",),
     "--seed": ("train.seed",),
     "-vb": ("eval.batch_size",),

@@ -332,6 +332,9 @@ class TrainRecipe:
     """auto: bf16 where the hardware is faster with it, else fp16 on a GPU, else fp32."""
     channels_last: bool = True
     """Keep pictures and weights in NHWC memory order."""
+    compile: bool = False
+    """Compile the network that takes the training steps (torch.compile): a minute or more at each start, less time in
+    each step. If that fails it runs as it is, and this is said. What is validated and saved is the network itself."""
     grad_checkpointing: bool = False
     """Keep less for the backward pass and compute it again: slower, and larger batches fit."""
     sync_bn: bool = False

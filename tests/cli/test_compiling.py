@@ -1,0 +1,87 @@
+"""train.compile: the run is the same, and goes on without a compiler that fails, early or late."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.backends.common import aot_autograd
+
+from cspnet.cli.train import main
+from cspnet.training.checkpoint import read_checkpoint
+
+FLAGS = ("--model", "cspdarknet_tiny", "--img-size", "32", "--batch-size", "8", "--epochs", "1", "--workers", "0")
+RUN = (
+    *("--device", "cpu", "--precision", "fp32", "--accumulate", "2", "--ema.decay", "0.9"),
+    *("--log.tensorboard", "false"),
+)
+Compiler = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(suppress_errors=False):
+        yield
+    torch._dynamo.reset()
+
+
+def train(pictures: Path, folder: Path, *flags: str) -> dict[str, Any]:
+    """The last checkpoint of a run in this process."""
+    assert main([*FLAGS, *RUN, "--data-path", str(pictures), "--output-dir", str(folder), *flags]) == 0
+    return read_checkpoint(folder / "checkpoints" / "last.pt")
+
+
+def use_compiler(monkeypatch: pytest.MonkeyPatch, backend: Compiler) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+
+
+def fail(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    raise RuntimeError("no compiler here\nand more of it")
+
+
+def as_it_is(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    return graph.forward
+
+
+def test_a_compiled_run_is_saved_as_the_network_itself(
+    picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = train(picture_tree, tmp_path / "plain")
+    modes: list[bool] = []
+
+    def note(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        modes.append(torch.is_grad_enabled())
+        return graph.forward
+
+    use_compiler(monkeypatch, note)
+    compiled = train(picture_tree, tmp_path / "compiled", "--compile", "true")
+    assert modes and all(modes)  # steps are compiled, validations are not
+    for part in ("state_dict", "state_dict_ema"):
+        assert list(compiled[part]) == list(plain[part])
+        assert all(torch.equal(compiled[part][name], tensor) for name, tensor in plain[part].items())
+    assert compiled["computed_on"] == {**plain["computed_on"], "compiled": True}
+    assert "cannot be compiled" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", [fail, aot_autograd(fw_compiler=as_it_is, bw_compiler=fail)], ids=["first", "late"])
+def test_a_compiler_that_fails_is_told_and_left_out(
+    backend: Compiler,
+    picture_tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = train(picture_tree, tmp_path / "plain")
+    capsys.readouterr()
+    use_compiler(monkeypatch, backend)
+    left = train(picture_tree, tmp_path / "left", "--compile", "true")
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "train.compile" in line)
+    assert line.startswith("warning: train.compile: it cannot be compiled, and runs as it is: ")
+    assert "and more of it" not in line
+    assert all(torch.equal(left["state_dict"][name], tensor) for name, tensor in plain["state_dict"].items())
+    assert left["computed_on"] == plain["computed_on"]
