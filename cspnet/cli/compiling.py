@@ -40,6 +40,7 @@ def _try(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Place) -> str
     except Exception as error:  # a compiler's errors have no kind of their own
         if is_out_of_memory(error):
             return ""  # the run's own step tells what fits
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        cause = getattr(error, "inner_exception", error)  # torch._dynamo.exc.BackendCompilerFailed wraps it
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
     return ""

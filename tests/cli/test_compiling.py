@@ -81,7 +81,6 @@ def test_a_compiler_that_fails_is_told_and_left_out(
     use_compiler(monkeypatch, backend)
     left = train(picture_tree, tmp_path / "left", "--compile", "true")
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "train.compile" in line)
-    assert line.startswith("warning: train.compile: it cannot be compiled, and runs as it is: ")
-    assert "and more of it" not in line
+    assert line == "warning: train.compile: it cannot be compiled, and runs as it is: RuntimeError: no compiler here"
     assert all(torch.equal(left["state_dict"][name], tensor) for name, tensor in plain["state_dict"].items())
     assert left["computed_on"] == plain["computed_on"]

@@ -114,6 +114,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "train.global_batch": ("256", 256),
     "train.max_skipped": ("4", 4),
     "train.micro_batch": ("auto", "auto"),
+    "train.compile": ("true", True),
     "train.deterministic": ("true", True),
     "train.epochs": ("3", 3),
     "train.steps": ("500", 500),
