@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import time
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -41,6 +47,54 @@ def picture_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Indexes are cached under the home folder: the tests have one of their own."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+def _become(words: list[str], out: Path, err: Path) -> NoReturn:
+    """In a forked process: be `python3 WORDS`, and end."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(ROOT)
+        for number, file in ((1, out), (2, err)):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        sys.argv = words
+        sys.path.insert(0, str(ROOT / Path(words[0]).parent))
+        warnings.resetwarnings()
+        runpy.run_path(words[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@pytest.fixture
+def fork_script(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `run_script`, for what starts no processes, in a copy of this one: what it imports is there already."""
+
+    def run(*args: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path_factory.mktemp("forked")
+        words, out, err = list(map(str, args)), folder / "out", folder / "err"
+        if not (child := os.fork()):
+            _become(words, out, err)
+        deadline = time.monotonic() + timeout
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                raise subprocess.TimeoutExpired(words, timeout)
+            time.sleep(0.005)
+        code = os.waitstatus_to_exitcode(ended[1])
+        return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+
+    return run
 
 
 @pytest.fixture

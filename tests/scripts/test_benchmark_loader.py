@@ -143,13 +143,13 @@ def test_whole_loaders(report: Report) -> None:
             assert f"| {name} | {count} | {statistics.median(found['images_per_s']):,.0f} (" in report.printed
 
 
-def test_lists_and_links(tmp_path: Path, picture_tree: Path, run_script: Run) -> None:
+def test_lists_and_links(tmp_path: Path, picture_tree: Path, fork_script: Run) -> None:
     picture = chosen_pictures(picture_tree)[0]
     (tmp_path / "by another name.jpg").symlink_to(picture)
     (tmp_path / "some.txt").write_text("by another name.jpg 0\n")
     for data in (tmp_path, tmp_path / "some.txt"):
         flags = ("--size", 32, "--repeats", 1, "--workers", 1, "--json", tmp_path / "report.json")
-        done = run_script("scripts/benchmark_loader.py", data, *flags)
+        done = fork_script("scripts/benchmark_loader.py", data, *flags)
         assert (done.returncode, done.stderr) == (0, "")
         figures = json.loads((tmp_path / "report.json").read_text())
         assert figures["pictures"] == 1
@@ -158,7 +158,7 @@ def test_lists_and_links(tmp_path: Path, picture_tree: Path, run_script: Run) ->
         assert GIVEN not in done.stdout
 
 
-def test_wrong_things_end_in_one_line(tmp_path: Path, picture_tree: Path, run_script: Run, report: Report) -> None:
+def test_wrong_things_end_in_one_line(tmp_path: Path, picture_tree: Path, fork_script: Run, report: Report) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "x.jpg").write_bytes(b"\xff\xd8\xff")
@@ -179,7 +179,7 @@ def test_wrong_things_end_in_one_line(tmp_path: Path, picture_tree: Path, run_sc
         ((picture_tree, "--json", same, "--markdown", same), "would write the same file"),
     ]
     for flags, words in cases:
-        done = run_script("scripts/benchmark_loader.py", *flags)
+        done = fork_script("scripts/benchmark_loader.py", *flags)
         assert done.returncode == 2, done.stderr
         (line,) = done.stderr.splitlines()
         assert words in line

@@ -99,15 +99,15 @@ COUNTS = {
 TRAIN = {"cat": 40 + 9, "dog": 5, "empty": 0}
 
 
-def check(run_script: Run, folder: Path, *flags: object) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+def check(fork_script: Run, folder: Path, *flags: object) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Run the script; its report."""
     name = folder / "report.json"
-    done = run_script("scripts/check_dataset.py", *flags, "--json", name)
+    done = fork_script("scripts/check_dataset.py", *flags, "--json", name)
     return done, json.loads(name.read_text())
 
 
-def test_faults_are_named_and_counted(faulty: Path, tmp_path: Path, run_script: Run) -> None:
-    done, report = check(run_script, tmp_path, faulty, "--workers", 0)
+def test_faults_are_named_and_counted(faulty: Path, tmp_path: Path, fork_script: Run) -> None:
+    done, report = check(fork_script, tmp_path, faulty, "--workers", 0)
     assert (done.returncode, done.stderr) == (1, "")
     assert {kind: about["count"] for kind, about in report["kinds"].items() if about["count"]} == COUNTS
     assert Counter(finding["kind"] for finding in report["findings"]) == COUNTS
@@ -130,8 +130,8 @@ def test_faults_are_named_and_counted(faulty: Path, tmp_path: Path, run_script: 
     assert "train/cat/cut.jpg: image file is truncated" in done.stdout
 
 
-def test_the_table_of_a_split(faulty: Path, tmp_path: Path, run_script: Run) -> None:
-    _, report = check(run_script, tmp_path, faulty, "--workers", 0)
+def test_the_table_of_a_split(faulty: Path, tmp_path: Path, fork_script: Run) -> None:
+    _, report = check(fork_script, tmp_path, faulty, "--workers", 0)
     train, val = report["splits"]
     assert (train["name"], train["source"]) == ("train", str(faulty / "train"))
     assert train["class_counts"] == TRAIN
@@ -152,24 +152,24 @@ def test_the_number_of_processes_changes_nothing(faulty: Path, tmp_path: Path, r
     assert runs[2][0].stdout.splitlines()[-1].endswith("pictures/s (--workers 2)")
 
 
-def test_nothing_broken_is_exit_code_0(clean: Path, tmp_path: Path, run_script: Run) -> None:
-    done, report = check(run_script, tmp_path, clean, "--workers", 0)
+def test_nothing_broken_is_exit_code_0(clean: Path, tmp_path: Path, fork_script: Run) -> None:
+    done, report = check(fork_script, tmp_path, clean, "--workers", 0)
     assert (done.returncode, done.stderr) == (0, "")
     assert (report["broken"], report["odd"], report["note"], report["findings"]) == (0, 0, 0, [])
     root = tmp_path / "odd"
     shutil.copytree(clean, root)
     write(root / "train" / "cat" / "p.jpg", encode(7, "PNG"))
-    done, report = check(run_script, tmp_path, root, "--workers", 0)
+    done, report = check(fork_script, tmp_path, root, "--workers", 0)
     assert (done.returncode, report["broken"], report["odd"]) == (0, 0, 1)
 
 
-def test_one_folder_or_one_list(clean: Path, tmp_path: Path, run_script: Run) -> None:
+def test_one_folder_or_one_list(clean: Path, tmp_path: Path, fork_script: Run) -> None:
     for data in (clean / "val", write_list(clean / "val", tmp_path)):
-        done, report = check(run_script, tmp_path, data, "--workers", 0, *["--outside-root"] * data.is_file())
+        done, report = check(fork_script, tmp_path, data, "--workers", 0, *["--outside-root"] * data.is_file())
         assert done.returncode == 0, done.stderr
         (split,) = report["splits"]
         assert (split["name"], split["pictures"]) == (data.name, 2)
-    done, report = check(run_script, tmp_path, data, "--workers", 0)
+    done, report = check(fork_script, tmp_path, data, "--workers", 0)
     assert (done.returncode, report["kinds"]["outside_root"]["count"]) == (1, 2)
 
 
@@ -180,7 +180,7 @@ def write_list(folder: Path, target: Path) -> Path:
     return file
 
 
-def test_splits_are_named_as_for_training(clean: Path, tmp_path: Path, run_script: Run) -> None:
+def test_splits_are_named_as_for_training(clean: Path, tmp_path: Path, fork_script: Run) -> None:
     root = tmp_path / "renamed"
     shutil.copytree(clean, root)
     (root / "val").rename(root / "held out")
@@ -189,12 +189,12 @@ def test_splits_are_named_as_for_training(clean: Path, tmp_path: Path, run_scrip
         (("--val-split", "held out"), ["train", "val"]),
         (("--train-split", "null", "--val-split", "held out"), ["val"]),
     ):
-        done, report = check(run_script, tmp_path, root, "--workers", 0, *flags)
+        done, report = check(fork_script, tmp_path, root, "--workers", 0, *flags)
         assert done.returncode == 0, done.stderr
         assert [split["name"] for split in report["splits"]] == names
 
 
-def test_every_bad_line_of_a_list_is_told(clean: Path, tmp_path: Path, run_script: Run) -> None:
+def test_every_bad_line_of_a_list_is_told(clean: Path, tmp_path: Path, fork_script: Run) -> None:
     root = tmp_path / "lists"
     shutil.copytree(clean / "train", root)
     (root / "classes.txt").write_text("cat\ndog\n")
@@ -203,7 +203,7 @@ def test_every_bad_line_of_a_list_is_told(clean: Path, tmp_path: Path, run_scrip
     lines = good + [""] + list(bad.values()) * 20
     (root / "train_list.txt").write_text("\n".join(lines))
     (root / "val_list.txt").write_text("cat/gone.jpg 0\n")  # nothing of it is left to look at
-    done, report = check(run_script, tmp_path, root, "--workers", 0, "--limit", 2)
+    done, report = check(fork_script, tmp_path, root, "--workers", 0, "--limit", 2)
     assert (done.returncode, done.stderr) == (1, "")
     assert report["splits"][0]["class_counts"] == {"cat": 12, "dog": 12}
     assert report["splits"][1]["pictures"] == 0
@@ -231,8 +231,8 @@ def test_every_bad_line_of_a_list_is_told(clean: Path, tmp_path: Path, run_scrip
         ((), "see check_dataset.py --help"),
     ],
 )
-def test_mistakes_are_one_line(clean: Path, run_script: Run, flags: tuple[str, ...], words: str) -> None:
-    done = run_script("scripts/check_dataset.py", *(flag.replace("DATA", str(clean)) for flag in flags))
+def test_mistakes_are_one_line(clean: Path, fork_script: Run, flags: tuple[str, ...], words: str) -> None:
+    done = fork_script("scripts/check_dataset.py", *(flag.replace("DATA", str(clean)) for flag in flags))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert words in done.stderr
 
@@ -249,11 +249,11 @@ def test_names_that_are_no_text(clean: Path, tmp_path: Path, run_script: Run) ->
     assert r"\udcff\nx.jpg" in done.stdout
 
 
-def test_small_and_unequal_classes_are_noted(clean: Path, tmp_path: Path, run_script: Run) -> None:
+def test_small_and_unequal_classes_are_noted(clean: Path, tmp_path: Path, fork_script: Run) -> None:
     root = tmp_path / "unequal"
     shutil.copytree(clean / "train", root)
     write(root / "emu" / "0.jpg", encode(9000))
-    done, report = check(run_script, tmp_path, root, "--workers", 0)
+    done, report = check(fork_script, tmp_path, root, "--workers", 0)
     assert (done.returncode, report["note"]) == (0, 2)
     assert [(one["kind"], one["text"]) for one in report["findings"]] == [
         ("few_pictures", "emu: 1"),

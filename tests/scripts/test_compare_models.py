@@ -112,22 +112,22 @@ def test_published_figures_of_the_zoo_are_its_own(zoo_table: Table) -> None:
         assert conv_weights_m == pytest.approx(float(row["published_conv_weights_m"]), abs=0.01), row["model"]
 
 
-def test_the_readmes_rows_that_have_no_name_here_come_from_their_cfg_files(run_script: Run, tmp_path: Path) -> None:
+def test_the_readmes_rows_that_have_no_name_here_come_from_their_cfg_files(fork_script: Run, tmp_path: Path) -> None:
     printed = {"darknet": ("7.31", "0.96"), "enetb0": ("4.81", "0.915")}
     names = []
     for name in printed:
         (tmp_path / f"{name}.cfg").write_text(CFGS[name]())
         names.append(f"cfg/{tmp_path / name}.cfg")
-    done = run_script("scripts/compare_models.py", *names, "--csv", tmp_path / "t.csv")
+    done = fork_script("scripts/compare_models.py", *names, "--csv", tmp_path / "t.csv")
     assert done.returncode == 0, done.stderr
     for row, (params_m, bflops) in zip(read_csv(tmp_path / "t.csv").values(), printed.values(), strict=True):
         assert agrees(int(row["conv_weights"]) / 1e6, params_m), row["conv_weights"]
         assert agrees(float(row["bflops"]), bflops), row["bflops"]
 
 
-def test_a_baseline_joins_and_other_libraries_networks_are_taken(run_script: Run, tmp_path: Path) -> None:
+def test_a_baseline_joins_and_other_libraries_networks_are_taken(fork_script: Run, tmp_path: Path) -> None:
     files = tmp_path / "t.csv", tmp_path / "t.md"
-    done = run_script(
+    done = fork_script(
         *("scripts/compare_models.py", "csdarknet53", "timm/resnet18", "csdarknet5?", "--size", 128),
         *("--csv", files[0], "--markdown", files[1]),
     )
@@ -140,12 +140,12 @@ def test_a_baseline_joins_and_other_libraries_networks_are_taken(run_script: Run
     assert "(-34 %)" in done.stdout
 
 
-def test_a_cfg_file_is_counted_at_its_own_size(run_script: Run, tmp_path: Path) -> None:
+def test_a_cfg_file_is_counted_at_its_own_size(fork_script: Run, tmp_path: Path) -> None:
     layers = (
         "[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=leaky\n[avgpool]\n[convolutional]\nfilters=9\nsize=1\n"
     )
     (tmp_path / "tiny.cfg").write_text(f"[net]\nheight=20\nwidth=20\nchannels=1\n{layers}[softmax]\n")
-    done = run_script("scripts/compare_models.py", f"cfg/{tmp_path}/tiny.cfg", "--csv", tmp_path / "t.csv")
+    done = fork_script("scripts/compare_models.py", f"cfg/{tmp_path}/tiny.cfg", "--csv", tmp_path / "t.csv")
     assert done.returncode == 0, done.stderr
     (row,) = read_csv(tmp_path / "t.csv").values()
     assert (row["input_px"], row["status"]) == ("20", "")
@@ -192,15 +192,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_wrong_wish_is_refused_in_one_line(run_script: Run, case: str) -> None:
+def test_a_wrong_wish_is_refused_in_one_line(fork_script: Run, case: str) -> None:
     flags, said = REFUSED[case]
-    done = run_script("scripts/compare_models.py", *flags)
+    done = fork_script("scripts/compare_models.py", *flags)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
     assert said in done.stderr
 
 
-def test_help_is_complete(run_script: Run) -> None:
-    done = run_script("scripts/compare_models.py", "--help")
+def test_help_is_complete(fork_script: Run) -> None:
+    done = fork_script("scripts/compare_models.py", "--help")
     assert done.returncode == 0
     for flag in ("--size", "--measure", "--csv", "--markdown", "--device", "--batch-size", "--repeats", "BFLOPs"):
         assert flag in done.stdout

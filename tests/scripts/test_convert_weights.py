@@ -188,12 +188,12 @@ def test_a_warning_is_printed(tmp_path: Path, door: Door) -> None:
     assert "leaky_slope=0.1" in err
 
 
-def test_as_a_person_runs_it(tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_as_a_person_runs_it(tmp_path: Path, fork_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     words = (write_tiny(tmp_path), tmp_path / "o.safetensors", "--to", "safetensors", "--model", "cspdarknet_tiny")
-    done = run_script("scripts/convert_weights.py", *words)
+    done = fork_script("scripts/convert_weights.py", *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "o.safetensors").is_file()
-    done = run_script("scripts/convert_weights.py", *words)
+    done = fork_script("scripts/convert_weights.py", *words)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 

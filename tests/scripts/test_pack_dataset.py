@@ -313,7 +313,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_things_end_in_one_line(picture_tree: Path, tmp_path: Path, run_script: Run, case: str) -> None:
+def test_wrong_things_end_in_one_line(picture_tree: Path, tmp_path: Path, fork_script: Run, case: str) -> None:
     flags, words = WRONG[case]
     (tmp_path / "file").write_text("mine")
     places = {"TREE": picture_tree, "OUT": tmp_path / "out", "FILE/OUT": tmp_path / "file" / "out"}
@@ -321,7 +321,7 @@ def test_wrong_things_end_in_one_line(picture_tree: Path, tmp_path: Path, run_sc
     places["SHARDS"].mkdir()
     (places["SHARDS"] / "retrieval-train-0.tar").touch()
     places["TREE/train/class_0"] = picture_tree / "train" / "class_0"
-    done = run_script("scripts/pack_dataset.py", *(places.get(flag, flag) for flag in flags))
+    done = fork_script("scripts/pack_dataset.py", *(places.get(flag, flag) for flag in flags))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert words in line

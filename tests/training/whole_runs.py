@@ -110,9 +110,11 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
 
 
 def kill_after_step(arguments: list[str], folder: Path, step: int) -> None:
-    """Start a run and kill it, with all its processes, when it has done a step."""
+    """Start a run and kill it, with all its processes, when it has done a step and saved one, which it does beside."""
     process = start(arguments)
     wait_for_step(process, folder, step)
+    while process.poll() is None and not list((folder / "checkpoints").glob("step-*.pt")):
+        time.sleep(0.005)
     kill_run(folder)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0, f"the run ended before it could be killed:\n{output}"
