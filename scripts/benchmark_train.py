@@ -73,6 +73,9 @@ def plan_rows(
         as_asked = replace(trial, precision=precision)
         if as_asked.amp_dtype is not trial.amp_dtype:  # else it is the row above
             rows[f"ours, {precision}"] = functools.partial(OurUpdates, recipe, as_asked)
+    if with_compile:
+        compiled = recipe_of(name, size_px, trial.batch_size, {"train.compile": True})
+        rows["ours, compile"] = functools.partial(OurUpdates, compiled, trial)
     return rows
 
 

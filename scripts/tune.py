@@ -3,6 +3,7 @@
 
     python3 scripts/tune.py cspresnet50 --batch-size 64
     python3 scripts/tune.py cspdarknet53 --size 256 --repeats 9 --json t.json
+    python3 scripts/tune.py cspresnet50 --compile                             # and each of them compiled: minutes more
 
 The combinations take turns on one batch of random pictures, with train.py's step; the first round warms up. A row:
 images per second, and against the fastest in the same round. What train.py takes by itself (`auto`) is said to be as
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 AXES: dict[str, tuple[Any, ...]] = {
+    "train.compile": (False, True),
     "train.channels_last": (True, False),
     "train.precision": ("fp32", "bf16", "fp16"),
 }
@@ -35,10 +37,14 @@ AXES: dict[str, tuple[Any, ...]] = {
 Values = Mapping[str, Any]
 
 
-def list_combinations(device: torch.device) -> list[dict[str, Any]]:
-    """All of them, but for fp16 away from a GPU, which has no scaler for it."""
+def list_combinations(device: torch.device, *, compiles: bool) -> list[dict[str, Any]]:
+    """All of them, but for fp16 away from a GPU, which has no scaler for it, and for what is compiled unless asked."""
     every = [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
-    return [values for values in every if values["train.precision"] != "fp16" or device.type == "cuda"]
+    return [
+        values
+        for values in every
+        if (values["train.precision"] != "fp16" or device.type == "cuda") and (compiles or not values["train.compile"])
+    ]
 
 
 def default_combination(device: torch.device) -> dict[str, Any]:
@@ -61,7 +67,9 @@ def to_flags(values: Values) -> str:
     return " ".join(f"--{key} {text}" for key, text in texts.items())
 
 
-def measure(name: str, size_px: int, batch_size: int, steps: int, repeats: int, device: torch.device) -> dict[str, Any]:
+def measure(
+    name: str, size_px: int, batch_size: int, steps: int, repeats: int, device: torch.device, *, compiles: bool
+) -> dict[str, Any]:
     """{flags: images per second in each round}, why some are missing, and the flags of what `auto` takes."""
     from cspnet.cli.measure_speed import Trial, take_turns
     from cspnet.cli.measure_training import OurUpdates, recipe_of
@@ -69,7 +77,7 @@ def measure(name: str, size_px: int, batch_size: int, steps: int, repeats: int, 
 
     with told_shortage(device, f"with --batch-size {batch_size}, all combinations side by side", "use less"):
         work = {}
-        for values in list_combinations(device):
+        for values in list_combinations(device, compiles=compiles):
             trial = Trial(device, values["train.precision"], batch_size, steps, repeats)
             updates = OurUpdates(recipe_of(name, size_px, batch_size, values), trial)
             work[to_flags(values)] = updates.time_training
@@ -107,6 +115,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2, metavar="N", help="between looks at the clock [%(default)s]")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds measured [%(default)s]")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:<n> [%(default)s]")
+    parser.add_argument("--compile", action="store_true", help="try all of them compiled as well")
     parser.add_argument("--json", type=non_empty_path, metavar="FILE", help="write all figures there")
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write what is printed there as well")
     args = parser.parse_all(sys.argv[1:])
@@ -120,7 +129,8 @@ def main() -> int:
     device = choose_device(args.device)
     if device.type == "mps":
         raise UserError("--device mps: is not tuned for; use cpu or cuda")
-    found = measure(args.model, args.size, args.batch_size, args.steps, args.repeats, device)
+    how = (args.model, args.size, args.batch_size, args.steps, args.repeats, device)
+    found = measure(*how, compiles=args.compile)
     report = {"machine": describe_machine(("torch",)), "model": args.model, "size_px": args.size, **found}
     head = [report["machine"], f"{args.model}, {args.size} px, {found['trial']}; median (lowest to highest)", ""]
     text = "\n".join([*head, *table_lines(found)]) + "\n"

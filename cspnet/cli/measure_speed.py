@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from cspnet.cli.build import build_model, build_state
+from cspnet.cli.build import build_model, build_network, build_state
 from cspnet.data.mixing import soft_targets
 from cspnet.errors import DeviceError
 from cspnet.recipe.schema import DataRecipe, ModelRecipe, Recipe, TrainRecipe
@@ -98,7 +98,8 @@ class Subject(Contender):
 
     def __init__(self, recipe: Recipe, trial: Trial) -> None:
         self.trial, self.recipe = trial, recipe
-        self.model = self.network = build_model(recipe, NUM_CLASSES, trial.device)
+        self.model = build_model(recipe, NUM_CLASSES, trial.device)
+        self.network = build_network(self.model, World(), trial.device, compiled=recipe.train.compile)
         self.state: TrainState = build_state(recipe, self.model, World(), trial.device, trial.amp_dtype)
         images, self.labels = draw_batch(trial, recipe.data.train_px)
         layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format

@@ -31,7 +31,7 @@ def test_every_combination(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     assert run(monkeypatch, "cspdarknet_tiny", *flags) == 0
     printed = capsys.readouterr().out
     rates: dict[str, list[float]] = json.loads(file.read_text())["images_per_s"]
-    combinations = tune.list_combinations(CPU)
+    combinations = tune.list_combinations(CPU, compiles=False)
     assert list(rates) == [tune.to_flags(values) for values in combinations]
     assert len(rates) == 4
     told = [float(match) for match in re.findall(r"^\| --train[^|]* \| ([\d,.]+) \(", printed, re.MULTILINE)]
@@ -44,7 +44,7 @@ def test_every_combination(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
 
 def test_the_flags_are_train_pys() -> None:
     """Read back by train.py's own parser, they are the values that were measured."""
-    for values in tune.list_combinations(torch.device("cuda")):
+    for values in tune.list_combinations(torch.device("cuda"), compiles=True):
         parser = FlagParser(prog="train.py")
         add_recipe_flags(parser)
         overrides = read_overrides(parser.parse_all(tune.to_flags(values).split()))
@@ -54,8 +54,11 @@ def test_the_flags_are_train_pys() -> None:
 
 
 def test_half_precision_is_for_gpus() -> None:
-    assert {values["train.precision"] for values in tune.list_combinations(CPU)} == {"fp32", "bf16"}
-    assert {values["train.precision"] for values in tune.list_combinations(torch.device("cuda"))} == {
+    assert {values["train.precision"] for values in tune.list_combinations(CPU, compiles=True)} == {
+        "fp32",
+        "bf16",
+    }
+    assert {values["train.precision"] for values in tune.list_combinations(torch.device("cuda"), compiles=True)} == {
         "fp32",
         "bf16",
         "fp16",
@@ -66,8 +69,8 @@ def test_half_precision_is_for_gpus() -> None:
 def test_auto_is_what_train_py_takes(is_faster: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cspnet.runtime.device.is_bf16_faster", lambda device: is_faster)
     values = tune.default_combination(CPU)
-    assert values == {"train.channels_last": True, "train.precision": precision}
-    assert values in tune.list_combinations(CPU)
+    assert values == {"train.compile": False, "train.channels_last": True, "train.precision": precision}
+    assert values in tune.list_combinations(CPU, compiles=False)
 
 
 @pytest.mark.parametrize(
