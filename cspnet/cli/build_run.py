@@ -12,6 +12,7 @@ import torch
 
 import cspnet
 from cspnet.cli import build
+from cspnet.cli.metering import build_meter, build_trace
 from cspnet.cli.resume import restore
 from cspnet.cli.run_folder import Start
 from cspnet.data.loader import TrainLoader
@@ -28,6 +29,7 @@ from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.distributed import World, hurry, on_main
 from cspnet.runtime.signals import StopRequest
 from cspnet.training.checkpoint import FORMAT, find_checkpoint, forget_later, read_checkpoint
+from cspnet.training.meter import Meter
 from cspnet.training.run import Run
 from cspnet.training.saving import Saver
 from cspnet.training.state import TrainState
@@ -64,6 +66,7 @@ def build_run(
     folder: Path | None = None,
     resumed: bool = False,
     dry_run: bool = False,
+    profile_steps: int = 0,
 ) -> Run:
     """What `fit` takes.
 
@@ -72,6 +75,7 @@ def build_run(
         folder: the run's folder; None writes nothing.
         resumed: the state comes from a checkpoint: records begin behind its step.
         dry_run: one more step and one validation batch.
+        profile_steps: steps to record; there must be a folder for them.
     """
     world, device, plan = hurry(place.world, recipe.train.timeout_s), place.device, loader.plan
     bad_images = BadImageLog(folder, place.console, state.bad_images)
@@ -96,6 +100,11 @@ def build_run(
     )
     if dry_run:
         total_steps, recipe = state.progress.step + 1, replace(recipe, log=replace(recipe.log, every_steps=1))
+    meter = Meter(world, device, plan)
+    if folder is not None and world.is_main:
+        meter = build_meter(recipe, state.model, plan, world, device, place.amp_dtype)
+        if profile_steps:
+            meter.trace = build_trace(folder, profile_steps, total_steps - state.progress.step, place.console)
     return Run(
         state=state,
         network=build.build_network(state.model, world, device, compiled=place.compiles),
@@ -112,6 +121,7 @@ def build_run(
         device=device,
         amp_dtype=place.amp_dtype,
         report=_open_report(recipe, state, place, folder, resumed=resumed),
+        meter=meter,
         bad_images=bad_images,
         folder=folder,
         roll_back=functools.partial(_roll_back, place=place),

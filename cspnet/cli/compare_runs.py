@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from cspnet.errors import RunFolderError
+from cspnet.training.meter import MEASURED_KEYS
 from cspnet.weights.files import read_tensors
 
 __all__ = ["compare_runs", "find_difference", "read_records"]
 
-_TIMES = ("train/images_per_s", "train/data_wait_ratio")
 _ABOUT = ("recipe", "versions", "computed_on")
 """Parts of a checkpoint that say where and how it was made: the recipe names the workers, too."""
 
@@ -36,7 +36,7 @@ def find_difference(a: Any, b: Any, where: str = "") -> str | None:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The whole records of a run's metrics.jsonl, without what tells the time.
+    """The whole records of a run's metrics.jsonl, without what was measured of the machine.
 
     Raises:
         RunFolderError: one that was not cut short cannot be read.
@@ -44,7 +44,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
     lines = file.read_bytes().splitlines() if file.exists() else []
     records = [_read_record(f"{file} line {i}", line) for i, line in enumerate(lines, 1) if line.endswith(b"}")]
-    return [{key: value for key, value in record.items() if key not in _TIMES} for record in records]
+    return [{key: value for key, value in record.items() if key not in MEASURED_KEYS} for record in records]
 
 
 def _read_record(place: str, line: bytes) -> dict[str, Any]:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_overrides, run_door
-from cspnet.errors import EXIT_DONE, shared_errors
+from cspnet.errors import EXIT_DONE, UserError, shared_errors
 from cspnet.recipe.load import format_recipe, load_recipe
 from cspnet.runtime.signals import StopRequest, heed_stop_signals
 
 __all__ = ["create_parser", "main"]
+
+MOST_PROFILED = 1000
+"""Steps of a trace: no browser opens a longer one."""
 
 _DESCRIPTION = """Train a Cross Stage Partial Network, or another one, on folders of pictures.
 
@@ -48,8 +51,22 @@ def create_parser() -> FlagParser:
     door.add_argument(
         "--test-only", "--eval-only", "-e", "--evaluate", action="store_true", help="validate only, and exit"
     )
+    door.add_argument(
+        "--profile",
+        type=_read_profile,
+        default=0,
+        metavar="STEPS",
+        help="record so many steps behind the first three: a trace for the browser and a table, in <run>/profile",
+    )
     add_recipe_flags(parser)
     return parser
+
+
+def _read_profile(text: str) -> int:
+    """The value of --profile."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_PROFILED:
+        raise UserError(f"--profile: {text!r}: expected a number of steps, from 1 to {MOST_PROFILED}")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +86,9 @@ def _train(argv: Sequence[str], stop: StopRequest) -> int:
         if args.data is not None:
             overrides.setdefault("data.root", args.data)
         resolved = load_recipe(args.recipe, overrides)  # a typo is told before PyTorch is loaded
+        for other in ("dry_run", "test_only"):
+            if args.profile and getattr(args, other):
+                raise UserError(f"--profile: writes into a run's folder, and --{other.replace('_', '-')} has none")
     if args.print_config:
         print(format_recipe(resolved))
         return EXIT_DONE
@@ -82,6 +102,7 @@ def _train(argv: Sequence[str], stop: StopRequest) -> int:
             resume=args.resume,
             dry_run=args.dry_run,
             test_only=args.test_only,
+            profile_steps=args.profile,
         ),
         stop,
     )

@@ -13,6 +13,7 @@ import torch
 from cspnet.cli import build
 from cspnet.cli.build_run import Place, build_run, count_steps
 from cspnet.cli.compiling import settle_compile
+from cspnet.cli.metering import say_speed
 from cspnet.cli.micro_batch import Shortage, explain_shortage, note_shortage, settle_micro_batch
 from cspnet.cli.repeating import check_repeatable, say_other_machine
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
@@ -51,6 +52,8 @@ class TrainJob:
     """None, auto, or a checkpoint file."""
     dry_run: bool
     test_only: bool
+    profile_steps: int = 0
+    """To record with torch.profiler; it needs a run folder."""
 
     @property
     def writes(self) -> bool:
@@ -134,6 +137,7 @@ def _run(context: _Context) -> Shortage | None:
         folder=context.start.folder,
         resumed=context.checkpoint is not None,
         dry_run=job.dry_run,
+        profile_steps=job.profile_steps,
     )
     try:
         if job.test_only:
@@ -142,6 +146,8 @@ def _run(context: _Context) -> Shortage | None:
         with context.stop.noted():
             shortage = note_shortage(run, lambda: fit(run))
         if shortage is None:
+            if context.start.folder is not None:
+                say_speed(run, splits)
             _say_end(run, context.start.folder, console)
         return shortage
     finally:

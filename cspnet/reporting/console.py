@@ -71,6 +71,8 @@ class Console:
             f"loss {record['train/loss']:.4f}  acc1 {record['train/acc1']:.2f}  lr {record['train/lr']:.4g}  "
             f"{record['train/images_per_s']:.0f} img/s  data {record['train/data_wait_ratio']:.0%}"
         )
+        if "train/mfu" in record:
+            numbers += f"  mfu {record['train/mfu']:.0%}"
         if self.bar is not None:
             self.bar.set_postfix_str(numbers)
         elif self.active:

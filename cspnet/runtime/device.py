@@ -8,7 +8,7 @@ import torch
 
 from cspnet.errors import DeviceError
 
-__all__ = ["choose_amp_dtype", "choose_device", "is_bf16_faster"]
+__all__ = ["choose_amp_dtype", "choose_device", "is_bf16_faster", "synchronize"]
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -83,3 +83,11 @@ def choose_amp_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         precision = "bf16" if is_bf16_faster(device) else "fp16" if device.type == "cuda" else "fp32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "free_memory",
     "is_out_of_memory",
     "peak_bytes",
+    "peak_host_bytes",
     "room_bytes",
     "told_shortage",
 ]
@@ -60,6 +62,16 @@ def room_bytes(device: torch.device) -> int:
 def peak_bytes(device: torch.device) -> int:
     """The most that was in use at one time since it was last measured anew; elsewhere than on a GPU 0."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def peak_host_bytes() -> int:
+    """The most of the host's memory that this process has had in use (its peak resident set); 0 where nobody tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # getrusage(2): kilobytes, on macOS bytes
 
 
 def describe_memory(device: torch.device) -> str:

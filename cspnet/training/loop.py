@@ -6,7 +6,7 @@ while the run is not over:
         lr = lr_at(step)                                   # a pure function
         train_step(state, micro-batches)                   # no host sync; bad numbers change nothing
         look back at the step before                       # skipped? too many in a row: back to a checkpoint, once
-        every log.every_steps, and at the end of an epoch: one record  # host sync: here, once
+        every log.every_steps, and at the end of an epoch: one record, with what the meter says  # host sync: here, once
         asked to stop: a checkpoint, and out               # all processes alike
         every checkpoint.every_steps: a checkpoint
     validate: raw weights, and their moving average        # asked to stop: out, and it begins anew when resumed
@@ -16,11 +16,11 @@ while the run is not over:
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from cspnet.data.loader import Batch
+from cspnet.data.transforms import build_sizes
 from cspnet.errors import RunFolderError, TrainingError, UserError
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.runtime.distributed import broadcast_buffers, gather_objects, naming_the_missing, sum_over_ranks
@@ -32,30 +32,6 @@ from cspnet.training.state import Progress
 from cspnet.training.step import train_step
 
 __all__ = ["fit"]
-
-
-class _Clock:
-    """Time since the last record, and how much of it was spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.started_s = time.perf_counter()
-        self.data_s = 0.0
-        self.steps = 0
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self.started_s
-
-    def timing(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; the time that each is waited for is counted."""
-        while True:
-            waiting_since_s = time.perf_counter()
-            batch = next(batches)
-            self.data_s += time.perf_counter() - waiting_since_s
-            yield batch
 
 
 def fit(run: Run) -> None:
@@ -86,6 +62,7 @@ def _place(progress: Progress) -> str:
 def _fit(run: Run) -> None:
     if run.state.progress.is_over(run.total_steps):
         return
+    run.meter.prepare(sum(p.numel() for p in run.state.model.parameters() if p.requires_grad))
     try:
         while not run.state.progress.is_over(run.total_steps):
             with contextlib.suppress(TooManySkipped):
@@ -94,6 +71,7 @@ def _fit(run: Run) -> None:
             roll_back(run)  # out here, where the batches and their reading processes are gone
         _finish_saving(run)
     except Stopped as stopped:
+        run.meter.finish()
         _save(run, is_best=False, is_last=True)
         _finish_saving(run)
         saved = "saved: go on with --resume auto" if run.saver else "nothing was to be saved"
@@ -112,7 +90,8 @@ def _train(run: Run) -> None:
     batches = run.loader.start_at(progress.epoch, progress.samples_done)
     while not progress.is_over(run.total_steps):
         if not progress.epoch_is_trained:
-            _train_epoch(run, batches)
+            with run.meter.timing(batches, build_sizes(run.recipe.data).size_at(progress.epoch)) as timed:
+                _train_epoch(run, timed)
         _end_epoch(run)
 
 
@@ -131,13 +110,11 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
     last_step = min(steps_per_epoch, first_step + run.total_steps - progress.step)
     console.start_epoch(progress.epoch + 1, run.epochs, first_step, steps_per_epoch)
     run.state.model.train()
-    clock = _Clock()
-    timed = clock.timing(batches)
     for step_in_epoch in range(first_step, last_step):
         result = train_step(
             run.state,
             run.network,
-            micro_batches(run, timed),
+            micro_batches(run, batches),
             lr=run.lr_at(progress.step),
             accumulate=run.plan.accumulate,
             amp_dtype=run.amp_dtype,
@@ -149,10 +126,10 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
         run.latest.note(progress, result)
         progress.step += 1
         progress.samples_done += global_batch_size
-        clock.steps += 1
+        run.meter.advance()
         console.advance()
         if progress.step % cfg.log.every_steps == 0 or step_in_epoch + 1 == last_step:
-            _log(run, clock, step_in_epoch + 1)
+            _log(run, step_in_epoch + 1)
         progress.epoch_is_trained = step_in_epoch + 1 == last_step
         _stop_if_asked(run, leave=1)
         if progress.skipped_in_a_row >= cfg.train.max_skipped:
@@ -161,17 +138,17 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
         if every and progress.step % every == 0 and step_in_epoch + 1 < last_step:
             _save(run, is_best=False)
     console.end_epoch()
+    console.say(f"epoch {progress.epoch + 1}/{run.epochs} trained: {run.meter.describe(run.meter.epoch)}")
 
 
-def _log(run: Run, clock: _Clock, steps_in_epoch: int) -> None:
+def _log(run: Run, steps_in_epoch: int) -> None:
     """One record of the steps since the last one."""
     progress = run.state.progress
     sums = sum_over_ranks(run.world, run.state.window.values.clone())
     loss_sum, correct1, correct5, count = sums.tolist()  # host sync: once a record
     run.state.window.reset()
-    elapsed_s = clock.elapsed_s
+    spent = run.meter.take()
     if not count:  # all of them were skipped
-        clock.restart()
         return
     record = {
         "step": progress.step,
@@ -180,8 +157,7 @@ def _log(run: Run, clock: _Clock, steps_in_epoch: int) -> None:
         "train/acc1": 100 * correct1 / count,
         "train/acc5": 100 * correct5 / count,
         "train/lr": run.lr_at(progress.step - 1),
-        "train/images_per_s": clock.steps * run.plan.global_batch_size / elapsed_s,
-        "train/data_wait_ratio": min(1.0, clock.data_s / elapsed_s),
+        **run.meter.figures(spent),
     }
     run.report.write(record)
     run.report.console.show_record(
@@ -189,9 +165,8 @@ def _log(run: Run, clock: _Clock, steps_in_epoch: int) -> None:
         epochs=run.epochs,
         step_in_epoch=steps_in_epoch,
         steps=run.plan.steps_per_epoch,
-        eta_s=(run.total_steps - progress.step) * elapsed_s / clock.steps,
+        eta_s=(run.total_steps - progress.step) * spent.elapsed_s / spent.steps,
     )
-    clock.restart()
 
 
 def _end_epoch(run: Run) -> None:

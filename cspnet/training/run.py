@@ -19,6 +19,7 @@ from cspnet.recipe.schema import Recipe
 from cspnet.reporting.run_report import BadImageLog, RunReport
 from cspnet.runtime.distributed import World
 from cspnet.runtime.signals import StopRequest
+from cspnet.training.meter import Meter
 from cspnet.training.saving import Saver
 from cspnet.training.skipped import LatestSteps
 from cspnet.training.state import TrainState
@@ -47,6 +48,7 @@ class Run:
     device: torch.device
     amp_dtype: torch.dtype
     report: RunReport
+    meter: Meter
     bad_images: BadImageLog
     folder: Path | None
     """The run's; None writes nothing (a dry run)."""

@@ -98,6 +98,9 @@ def test_metrics_records(finished: Path) -> None:
         assert record["train/lr"] == 0.1
         assert record["train/images_per_s"] > 0
         assert 0 <= record["train/data_wait_ratio"] <= 1
+        assert record["train/compute_images_per_s"] >= record["train/images_per_s"]
+        assert record["train/peak_memory_bytes"] > 2**20
+        assert record["train/mfu"] > 0
     (epoch,) = (record for record in records if "val/acc1" in record)
     assert epoch["step"] == STEPS
     # 10 validation pictures and 4 classes: whole tenths, and always among the first five
@@ -786,6 +789,31 @@ def _pretrained_of_another_model(folder: Path, data: Path) -> list[str]:
 @refused("--test-only", "--resume", "--pretrained")
 def _test_only_without_weights(folder: Path, data: Path) -> list[str]:
     return flags(data, "--test-only")
+
+
+def _profile_cases() -> None:
+    for value in ("0", "-1", "1.5", "1001", "many", "", "\u0663"):
+
+        @refused("--profile", repr(value), "from 1 to 1000")
+        def _steps_to_profile(folder: Path, data: Path, value: str = value) -> list[str]:
+            return flags(data, "--profile", value, *new(folder))
+
+        BAD[f"profile {value!r}"] = BAD.pop("steps to profile")
+    for other in ("--dry-run", "--test-only"):
+
+        @refused("--profile", other)
+        def _nowhere_to_profile(folder: Path, data: Path, other: str = other) -> list[str]:
+            return flags(data, "--profile", 3, other, *new(folder))
+
+        BAD[f"profile with {other}"] = BAD.pop("nowhere to profile")
+
+
+_profile_cases()
+
+
+@refused("--profile", "expected one argument")
+def _profile_without_steps(folder: Path, data: Path) -> list[str]:
+    return [*flags(data, *new(folder)), "--profile"]
 
 
 @refused("--test-only", "no validation split")

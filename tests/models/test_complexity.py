@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cspnet.errors import ModelError
 from cspnet.models import create_model
-from cspnet.models.complexity import Complexity, count_complexity
+from cspnet.models.complexity import Complexity, count_complexity, count_forward_macs
 from cspnet.models.layers import Shortcut
 from cspnet.models.zoo import ZOO
 from tests.models.darknet_cfgs import CFGS
@@ -108,6 +108,35 @@ class Traffic(TorchDispatchMode):
             self.read += args[1].numel()
             self.written += result.numel()
         return result
+
+
+@pytest.mark.parametrize("name", ["cspdarknet_tiny", "timm/resnet18"])
+def test_a_real_forward_pass_counts_the_same_and_changes_nothing(name: str) -> None:
+    model = create_model(name, 10)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert count_forward_macs(model, 64, torch.device("cpu")) == count_complexity(model, 64).macs
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_a_forward_pass_that_fails_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1))
+    with pytest.raises(RuntimeError):
+        count_forward_macs(model, 8, torch.device("cpu"))
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+
+
+def test_a_forward_pass_that_draws_leaves_the_generator() -> None:
+    class Draws(Small):
+        def forward(self, images: torch.Tensor) -> Any:
+            return super().forward(images + torch.rand_like(images))
+
+    model, generator = Draws(), torch.get_rng_state()
+    count_forward_macs(model, 16, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ RECORD = {
     "train/lr": 0.05,
     "train/images_per_s": 1234.5,
     "train/data_wait_ratio": 0.25,
+    "train/mfu": 0.413,
 }
 
 DURATIONS = {
@@ -64,9 +65,15 @@ def test_the_first_process_speaks(capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr()
     first, record = output.out.splitlines()
     assert first == "hello"
-    for part in ("epoch 3/5", "[10/10]", "loss 1.2346", "acc1 45.68", "lr 0.05", "img/s", "25%", "eta 1:01"):
+    for part in ("epoch 3/5", "[10/10]", "loss 1.2346", "acc1 45.68", "lr 0.05", "img/s", "25%", "mfu 41%", "eta 1:01"):
         assert part in record
     assert output.err.splitlines() == ["warning: careful"]
+
+
+def test_without_a_utilisation_none_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {key: value for key, value in RECORD.items() if key != "train/mfu"}
+    Console(0).show_record(record, epochs=5, step_in_epoch=10, steps=10, eta_s=61)
+    assert "mfu" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rank", [1, 7])

@@ -1,0 +1,100 @@
+"""The meter of a run: what it goes by, and what it says at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cspnet.cli.build import Splits
+from cspnet.data.sampler import BatchPlan
+from cspnet.data.shards import ShardIndex
+from cspnet.data.transforms import build_sizes
+from cspnet.models.complexity import count_forward_macs
+from cspnet.recipe.schema import Recipe
+from cspnet.reporting.console import Console
+from cspnet.reporting.verdict import Setting, judge
+from cspnet.runtime.device import choose_amp_dtype
+from cspnet.runtime.distributed import World
+from cspnet.runtime.peak import find_peak
+from cspnet.runtime.processes import count_cores
+from cspnet.training.meter import WARM_UP_STEPS, Meter
+from cspnet.training.run import Run
+from cspnet.training.trace import StepTrace
+
+__all__ = ["build_meter", "build_trace", "say_speed"]
+
+
+def build_meter(
+    recipe: Recipe, model: nn.Module, plan: BatchPlan, world: World, device: torch.device, amp_dtype: torch.dtype
+) -> Meter:
+    """The meter of the first process, with the network's FLOPs and the device's peak where there are any.
+
+    Args:
+        model: raw; it may be anybody's, and then there may be nothing to count.
+    """
+    macs = _count_macs(recipe, model, device)
+    return Meter(world, device, plan, macs, find_peak(device, amp_dtype) if macs else None)
+
+
+def _count_macs(recipe: Recipe, model: nn.Module, device: torch.device) -> dict[int, int]:
+    """{side: multiply-adds} for all sizes of the run's pictures; empty for a network that cannot be counted."""
+    try:
+        counted = {side: count_forward_macs(model, side, device) for side in build_sizes(recipe.data).sizes()}
+    except Exception:  # code of others may fail in any way, and the run does not depend on this
+        return {}
+    return {side: macs for side, macs in counted.items() if macs}
+
+
+def build_trace(folder: Path, steps: int, steps_left: int, console: Console) -> StepTrace:
+    """Records steps behind the first ones, which are not like the others; all there are if the run is shorter."""
+    steps = min(steps, steps_left)
+    return StepTrace(folder / "profile", steps, min(WARM_UP_STEPS, steps_left - steps), console.say, console.warn)
+
+
+def say_speed(run: Run, splits: Splits) -> None:
+    """How fast the run was since its start, and what bounds it."""
+    meter, console = run.meter, run.report.console
+    total = meter.total
+    if not total.steps:
+        console.say(
+            f"speed   not told: the first {WARM_UP_STEPS} steps of a start are not counted, and there are no more"
+        )
+        return
+    peak = f" of {meter.peak}" if meter.mfu(total) is not None else ""
+    console.say(f"speed   {meter.describe(total)}{peak}")
+    exchange_ratio = (meter.exchange_s or 0.0) * total.steps / total.elapsed_s
+    console.say(f"verdict {judge(total.data_wait_ratio, exchange_ratio, _read_setting(run, splits))}")
+
+
+def _read_setting(run: Run, splits: Splits) -> Setting:
+    cfg, device = run.recipe, run.device
+    data, is_cuda = cfg.data, device.type == "cuda"
+    crops_at_random = data.train_crop == "random_resized"
+    return Setting(
+        workers=run.loader.workers,
+        cores=max(1, count_cores() // run.world.local_size),
+        is_packed=isinstance(splits.train, ShardIndex),
+        is_encoded=bool(splits.train.encoding),
+        decoder=data.decoder,
+        can_decode_on_gpu=is_cuda and crops_at_random and not cfg.augment.policy and not cfg.augment.color_jitter,
+        could_shrink=not data.shrink and crops_at_random and data.decoder == "fast",
+        faster_precision=_find_faster_precision(run),
+        is_channels_last=cfg.train.channels_last,
+        device=device.type,
+        memory_ratio=run.meter.peak_memory_bytes() / torch.cuda.mem_get_info(device)[1] if is_cuda else None,
+        processes=run.world.size,
+        accumulate=run.plan.accumulate,
+        global_batch=cfg.train.global_batch,
+        grad_checkpointing=cfg.train.grad_checkpointing,
+        deterministic=cfg.train.deterministic,
+    )
+
+
+def _find_faster_precision(run: Run) -> str | None:
+    """What train.precision auto would take, if the run computes in float32 and that is another one."""
+    if run.amp_dtype is not torch.float32:
+        return None
+    faster = choose_amp_dtype("auto", run.device)
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(faster)
