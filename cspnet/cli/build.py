@@ -39,6 +39,7 @@ from cspnet.weights import Preprocessing
 __all__ = [
     "EvalGeometry",
     "Splits",
+    "build_eval_loader",
     "build_geometry",
     "build_model",
     "build_network",
@@ -164,26 +165,19 @@ def _build_reader(index: SampleIndex, cfg: DataRecipe) -> Reader:
     return Reader(index, cfg.exif, "pillow" if cfg.decoder == "pillow" else "fast")
 
 
-def build_validation(
+def build_eval_loader(
     recipe: Recipe,
     index: SampleIndex,
-    *,
     world: World,
     device: torch.device,
-    amp_dtype: torch.dtype,
-    report_bad: Callable[[list[BadImage]], None],
+    *,
     micro_batch: int | None = None,
     one_batch: bool = False,
-) -> Callable[..., EvalResult]:
-    """`evaluate` of a raw model (and its `between`) on a split.
-
-    Args:
-        micro_batch: pictures of a forward pass in training, where there is one.
-        one_batch: on one batch per process only.
-    """
+) -> EvalLoader:
+    """The validation batches of this process; the rest as for `build_validation`."""
     geometry = build_geometry(recipe.data)
     batch_size = settle_eval_batch(recipe, micro_batch or settle_batch(recipe.train, 1)[0])
-    loader = EvalLoader(
+    return EvalLoader(
         EvalPictures(
             _build_reader(index, recipe.data),
             EvalTransform(geometry.size_px, geometry.crop_ratio, geometry.interpolation),
@@ -197,6 +191,26 @@ def build_validation(
         batch_size * world.size if one_batch else None,
         recipe.data.timeout_s,
     )
+
+
+def build_validation(
+    recipe: Recipe,
+    index: SampleIndex,
+    *,
+    world: World,
+    device: torch.device,
+    amp_dtype: torch.dtype,
+    report_bad: Callable[[list[BadImage]], None],
+    micro_batch: int | None = None,
+    one_batch: bool = False,
+) -> Callable[..., EvalResult]:
+    """`evaluate` of a raw model (and its `between`) on a split; other `batches` of it may be given in the call.
+
+    Args:
+        micro_batch: pictures of a forward pass in training, where there is one.
+        one_batch: on one batch per process only.
+    """
+    loader = build_eval_loader(recipe, index, world, device, micro_batch=micro_batch, one_batch=one_batch)
     return functools.partial(
         evaluate,
         batches=loader,

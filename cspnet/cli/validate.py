@@ -19,7 +19,10 @@ _DESCRIPTION = """Validate a checkpoint: every picture of the split exactly once
   python3 validate.py --model cspresnet50 --weights FILE --data-path DIR
 
 A checkpoint of train.py says by itself which model it is. Files of timm, mmpretrain, DeepSpark and Darknet (.weights)
-need --model. Size, crop and colours are those the weights were published or trained with, unless given here."""
+need --model. Size, crop and colours are those the weights were published or trained with, unless given here.
+
+It computes in float32 unless told otherwise, so that the counts are those of the weights, not of the machine;
+--precision auto takes what training would. What that changes is told by --against-fp32, picture by picture."""
 
 
 def create_parser() -> FlagParser:
@@ -74,7 +77,18 @@ def create_parser() -> FlagParser:
     how = parser.add_argument_group("how")
     how.add_argument("-b", "--batch-size", type=int, metavar="N", help="pictures per process [as in training]")
     how.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:<n>, mps [%(default)s]")
-    how.add_argument("--precision", metavar="NAME", help="auto, bf16, fp16, fp32 [as in training]")
+    how.add_argument("--precision", default="fp32", metavar="NAME", help="auto, bf16, fp16, fp32 [%(default)s]")
+    how.add_argument(
+        "--fold-bn",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute each BatchNorm within the convolution before it [yes]",
+    )
+    how.add_argument(
+        "--against-fp32",
+        action="store_true",
+        help="validate once more in float32 with nothing folded, and tell the difference",
+    )
     how.add_argument(
         "--timeout", type=float, metavar="S", help="seconds that processes wait for one that does not come [300]"
     )
@@ -116,4 +130,14 @@ def _validate(argv: Sequence[str]) -> int:
         "train.precision": args.precision,
     }
     given = {key: value for key, value in overrides.items() if value is not None}
-    return run_validate_job(ValidateJob(args.checkpoint, given, args.source, args.num_classes, args.ema, args.json))
+    job = ValidateJob(
+        args.checkpoint,
+        given,
+        args.source,
+        args.num_classes,
+        args.ema,
+        args.json,
+        fold_bn=args.fold_bn,
+        against_fp32=args.against_fp32,
+    )
+    return run_validate_job(job)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cspnet.errors import DataError
-from cspnet.evaluation.metrics import EvalResult, count_correct
+from cspnet.evaluation.metrics import EvalResult, count_hits, rank_classes
 from cspnet.runtime.distributed import World, gather_objects, sum_over_ranks
 
 __all__ = ["evaluate"]
@@ -29,6 +29,7 @@ def evaluate(
     amp_dtype: torch.dtype,
     world: World,
     report_bad: Callable[[list[Any]], None],
+    note: Callable[[Tensor, Tensor], None] = lambda top, targets: None,
 ) -> EvalResult:
     """Count the right answers of this process's share and add up all processes' counts.
 
@@ -42,6 +43,8 @@ def evaluate(
         prepare: uint8 images to float ones on the device.
         amp_dtype: of autocast; float32 means none.
         report_bad: called on the first process with the unreadable pictures of all, if there are any.
+        note: called with each batch's highest classes (N, 5), as `rank_classes` gives them, and its targets (N,); both
+            are on the device, and the targets are overwritten later.
     Raises:
         DataError: another number of pictures was seen than the split has.
     """
@@ -58,7 +61,9 @@ def evaluate(
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32):
             logits = model(prepare(images))
         logits = logits.float()
-        counts[:2] += count_correct(logits, targets)
+        top = rank_classes(logits)
+        counts[:2] += count_hits(top, targets)
+        note(top, targets)
         counts[2] += len(targets)
         counts[3] += (targets < 0).sum()
         loss_sum += F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")

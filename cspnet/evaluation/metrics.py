@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["EvalResult", "count_correct"]
+__all__ = ["EvalResult", "count_correct", "count_hits", "rank_classes"]
+
+
+def rank_classes(logits: Tensor) -> Tensor:
+    """The five highest classes of (N, K) logits, or all if there are fewer, the highest first: (N, 5) int64."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
+def count_hits(top: Tensor, targets: Tensor) -> Tensor:
+    """`count_correct` from what `rank_classes` gives."""
+    hits = top == targets.unsqueeze(1)
+    return torch.stack([hits[:, 0].sum(), hits.sum()])
 
 
 def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
@@ -20,9 +31,7 @@ def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (2,) int64 on the same device.
     """
-    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = top == targets.unsqueeze(1)
-    return torch.stack([hits[:, 0].sum(), hits.sum()])
+    return count_hits(rank_classes(logits), targets)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from cspnet.errors import ModelError
 
-__all__ = ["FOREIGN_PREFIXES", "create_foreign_model"]
+__all__ = ["FOREIGN_PREFIXES", "create_foreign_model", "find_activation_behind"]
 
 FOREIGN_PREFIXES = ("timm/", "torchvision/")
 _ELSEWHERE = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "weights")
@@ -58,3 +59,12 @@ def _create_torchvision(name: str, num_classes: int, features_only: bool, option
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ModelError(f"model torchvision/{name}: torchvision has no such classifier")
     return torchvision.models.get_model(name, num_classes=num_classes, **options)
+
+
+def find_activation_behind(norm: nn.Module) -> nn.Module | None:
+    """What timm's BatchNormAct2d does behind the normalisation (dropout, activation); None for other modules."""
+    if "timm.layers" not in sys.modules:  # then nobody has made one
+        return None
+    from timm.layers import BatchNormAct2d
+
+    return nn.Sequential(norm.drop, norm.act) if type(norm) is BatchNormAct2d else None

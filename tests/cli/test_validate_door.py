@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import re
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torchvision.transforms import functional as tv
 import cspnet
 from cspnet.cli.train import main as train
 from cspnet.cli.validate import main
+from cspnet.errors import ModelError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -186,6 +188,109 @@ def test_an_unreadable_picture_counts_as_wrong(
     assert broken.name in capsys.readouterr().err
 
 
+# Folding and precision
+
+
+def count_norms(name: str) -> int:
+    return sum(isinstance(module, torch.nn.BatchNorm2d) for module in cspnet.create_model(name).modules())
+
+
+def test_folding_is_the_default_and_can_be_left_out(
+    checkpoint: Path, eight_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count, results = count_norms("cspdarknet_tiny"), []
+    for flags, folded in (((), count), (("--fold-bn",), count), (("--no-fold-bn",), 0)):
+        file = tmp_path / "result.json"
+        assert validate("--checkpoint", checkpoint, "--data-path", eight_classes, "--json", file, *flags) == 0
+        result = json.loads(file.read_text())
+        assert (result["num_folded"], result["precision"]) == (folded, "float32")
+        assert result["seconds"] > 0
+        assert "fp32" not in result
+        assert f"float32, BatchNorms folded: {folded}, " in capsys.readouterr().out
+        results.append(result)
+    check_result(results[0], results[2])
+
+
+@pytest.mark.parametrize("flags", [("--precision", "bf16"), ("--precision", "bf16", "--no-fold-bn"), ()])
+def test_the_difference_to_float32_is_told(
+    flags: tuple[str, ...], checkpoint: Path, eight_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(checkpoint, weights_only=True)["state_dict_ema"]
+    geometry = {"px": 40, "crop_ratio": 0.8, "interpolation": "bicubic"}
+    expected = slow_counts(state, eight_classes / "train", name="cspdarknet_tiny", **geometry)
+    file = tmp_path / "result.json"
+    words = ("--checkpoint", checkpoint, "--data-path", eight_classes, "--val-split", "train", "--json", file)
+    assert validate(*words, "--against-fp32", *flags) == 0
+    result = json.loads(file.read_text())
+    reference = result["fp32"]
+    check_result(reference, expected)
+    assert result["precision"] == ("bfloat16" if flags else "float32")
+    assert result["correct1"] - reference["correct1"] == reference["wrong_to_right"] - reference["right_to_wrong"]
+    assert reference["changed"] >= reference["wrong_to_right"] + reference["right_to_wrong"]
+    if flags:
+        assert result["loss"] != reference["loss"]
+        assert result["loss"] == pytest.approx(reference["loss"], rel=0.05)
+    else:
+        assert (result["correct1"], result["correct5"], reference["changed"]) == (
+            expected["correct1"],
+            expected["correct5"],
+            0,
+        )
+    out = capsys.readouterr().out
+    by_top1 = result["correct1"] - reference["correct1"]
+    assert f" Acc@1 {result['acc1'] - reference['acc1']:+.3f} ({by_top1:+d} pictures), " in out
+    assert f"another first answer for {reference['changed']} of 48 pictures: " in out
+
+
+def test_precision_is_not_that_of_the_training(checkpoint: Path, eight_classes: Path, tmp_path: Path) -> None:
+    """Counts belong to the weights: a checkpoint of a run in bf16 is validated in float32."""
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["recipe"]["train.precision"] = "fp16"  # which a CPU would refuse
+    torch.save(saved, tmp_path / "half.pt")
+    file = tmp_path / "result.json"
+    assert validate("--checkpoint", tmp_path / "half.pt", "--data-path", eight_classes, "--json", file) == 0
+    assert json.loads(file.read_text())["precision"] == "float32"
+
+
+def test_a_network_that_cannot_be_folded_is_validated_as_it_is(
+    checkpoint: Path,
+    eight_classes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cspnet.models.folding.MOST_APART", -1.0)  # nothing is as near as that
+    state = torch.load(checkpoint, weights_only=True)["state_dict_ema"]
+    geometry = {"px": 40, "crop_ratio": 0.8, "interpolation": "bicubic"}
+    expected = slow_counts(state, eight_classes / "val", name="cspdarknet_tiny", **geometry)
+    file = tmp_path / "result.json"
+    assert validate("--checkpoint", checkpoint, "--data-path", eight_classes, "--json", file) == 0
+    result = json.loads(file.read_text())
+    check_result(result, expected)
+    assert result["num_folded"] == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "BatchNorms are not folded, which is slower: logits of the folded network are" in line
+
+
+def test_processes_that_read_ahead_end_with_an_error(
+    checkpoint: Path, eight_classes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are started before the network is built."""
+    running = []
+
+    def fail(*_: object) -> None:
+        running.extend(multiprocessing.active_children())
+        raise ModelError("no such luck")
+
+    monkeypatch.setattr("cspnet.cli.build.build_model", fail)
+    before = set(multiprocessing.active_children())
+    words = ("--checkpoint", checkpoint, "--data-path", eight_classes, "--device", "cpu", "--workers", 2)
+    assert main([str(word) for word in words]) == 2
+    assert len(set(running) - before) == 2
+    assert set(multiprocessing.active_children()) <= before
+    assert capsys.readouterr().err == "validate.py: error: no such luck\n"
+
+
 # What is refused
 
 BAD: dict[str, tuple[Callable[[Path, Path, Path], list[object]], tuple[str, ...]]] = {
@@ -267,6 +372,18 @@ BAD: dict[str, tuple[Callable[[Path, Path, Path], list[object]], tuple[str, ...]
     "fp16 on the cpu": (
         lambda ckpt, data, tmp: ["--checkpoint", ckpt, "--data-path", data, "--precision", "fp16"],
         ("fp16", "GPU"),
+    ),
+    "unknown precision": (
+        lambda ckpt, data, tmp: ["--checkpoint", ckpt, "--data-path", data, "--precision", "fp8"],
+        ("precision", "fp8"),
+    ),
+    "compared with itself": (
+        lambda ckpt, data, tmp: ["--checkpoint", ckpt, "--data-path", data, "--against-fp32", "--no-fold-bn"],
+        ("--against-fp32", "--no-fold-bn"),
+    ),
+    "a flag misspelt": (
+        lambda ckpt, data, tmp: ["--checkpoint", ckpt, "--data-path", data, "--no-fold-bm"],
+        ("--no-fold-bm", "did you mean --no-fold-bn?"),
     ),
     "result into a missing folder": (
         lambda ckpt, data, tmp: ["--checkpoint", ckpt, "--data-path", data, "--json", tmp / "no" / "result.json"],
