@@ -35,7 +35,7 @@ from cspnet.weights.darknet import DarknetFile
 from cspnet.weights.load import count_classes, load_state_dict
 from cspnet.weights.match import Weights, describes_itself, match_weights, read_weight_file
 
-__all__ = ["ValidateJob", "build_folded", "run_validate_job"]
+__all__ = ["ValidateJob", "ValidationPass", "build_folded", "run_pass", "run_validate_job"]
 
 # Where the data lay in training, and on what machine, says nothing about where it lies now.
 _MACHINE_KEYS = ("data.workers", "data.outside_root", "data.timeout_s", "train.timeout_s", "train.device")
@@ -75,7 +75,7 @@ class _Subject:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class ValidationPass:
     """What came of one validation."""
 
     result: EvalResult
@@ -118,7 +118,7 @@ def run_validate_job(job: ValidateJob) -> int:
         for warning in weights.warnings:
             console.warn(f"{job.checkpoint}: {warning}")
         hurried = hurry(world, recipe.train.timeout_s)
-        run = functools.partial(_run_pass, recipe, index, hurried, device)
+        run = functools.partial(run_pass, recipe, index, hurried, device)
         log = BadImageLog(None, console)
         found = run(folded.model, amp_dtype, batches, lambda bad: log.add(bad, "counted as wrong"))
         result = found.result
@@ -157,7 +157,7 @@ def build_folded(recipe: Recipe, model: nn.Module, device: torch.device) -> Fold
     return fold_batch_norm(model, noise.to(device))
 
 
-def _run_pass(
+def run_pass(
     recipe: Recipe,
     index: SampleIndex,
     world: World,
@@ -166,7 +166,7 @@ def _run_pass(
     amp_dtype: torch.dtype,
     batches: Iterable[Batch],
     report_bad: Callable[[list[BadImage]], None],
-) -> _Pass:
+) -> ValidationPass:
     """Validate on all processes."""
     validate = build.build_validation(
         recipe, index, world=world, device=device, amp_dtype=amp_dtype, report_bad=report_bad
@@ -179,7 +179,7 @@ def _run_pass(
     ):
         # All processes are asked whether to stop, so that all are at the same batch.
         result = validate(model, lambda: on_any_rank(world, False), batches=batches, note=answers.note)
-    return _Pass(result, time.perf_counter() - began, answers)
+    return ValidationPass(result, time.perf_counter() - began, answers)
 
 
 def _name(dtype: torch.dtype) -> str:

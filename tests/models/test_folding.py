@@ -156,6 +156,18 @@ def test_norms_without_scale_and_shift() -> None:
     check(model.double(), draw_images(2, 8).double(), 1e-12)
 
 
+def test_one_class() -> None:
+    """Its only logit has no spread to be compared with."""
+    check(build_scrambled("cspdarknet_tiny", 8, num_classes=1), draw_images(2, 32), 1e-4)
+
+
+def test_a_classifier_of_zeros() -> None:
+    model = build_scrambled("cspdarknet_tiny", 9, num_classes=4)
+    nn.init.zeros_(model.get_classifier().weight)
+    nn.init.zeros_(model.get_classifier().bias)
+    assert fold_batch_norm(model, draw_images(1, 32)).num_folded == count_norms(model)
+
+
 def scramble_plain(model: nn.Module) -> nn.Module:
     """Statistics of a batch, in all norms that keep some."""
     for module in model.modules():
