@@ -104,7 +104,8 @@ def build_run(
     if folder is not None and world.is_main:
         meter = build_meter(recipe, state.model, plan, world, device, place.amp_dtype)
         if profile_steps:
-            meter.trace = build_trace(folder, profile_steps, total_steps - state.progress.step, place.console)
+            steps_left = total_steps - state.progress.step
+            meter.trace = build_trace(folder, device, profile_steps, steps_left, place.console)
     return Run(
         state=state,
         network=build.build_network(state.model, world, device, compiled=place.compiles),

@@ -47,10 +47,11 @@ def _count_macs(recipe: Recipe, model: nn.Module, device: torch.device) -> dict[
     return {side: macs for side, macs in counted.items() if macs}
 
 
-def build_trace(folder: Path, steps: int, steps_left: int, console: Console) -> StepTrace:
+def build_trace(folder: Path, device: torch.device, steps: int, steps_left: int, console: Console) -> StepTrace:
     """Records steps behind the first ones, which are not like the others; all there are if the run is shorter."""
     steps = min(steps, steps_left)
-    return StepTrace(folder / "profile", steps, min(WARM_UP_STEPS, steps_left - steps), console.say, console.warn)
+    skip = min(WARM_UP_STEPS, steps_left - steps)
+    return StepTrace(folder / "profile", device, steps, skip, console.say, console.warn)
 
 
 def say_speed(run: Run, splits: Splits) -> None:

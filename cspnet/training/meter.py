@@ -111,7 +111,7 @@ class Meter:
         Of several processes, one that waits for data holds up the others: the longest wait is everybody's.
         """
         now = self.clock.read()
-        before = self._taken if self._taken.steps > self._warm_up.steps else self._warm_up
+        before = self._taken if self._taken.steps >= self._warm_up.steps else self._warm_up
         window, counted = now - self._taken, now - before if now.steps > before.steps else Spent()
         waits = gather_objects(self.world, (window.data_s, counted.data_s))
         window = replace(window, data_s=max(wait_s for wait_s, _ in waits))

@@ -25,6 +25,7 @@ class StepTrace:
 
     Args:
         folder: for the files; made if it is missing. They take the place of older ones.
+        device: of the run.
         steps: to record, at least 1.
         skip: steps before them, in which libraries still choose.
         say: told where the files are.
@@ -32,9 +33,16 @@ class StepTrace:
     """
 
     def __init__(
-        self, folder: Path, steps: int, skip: int, say: Callable[[str], None], warn: Callable[[str], None]
+        self,
+        folder: Path,
+        device: torch.device,
+        steps: int,
+        skip: int,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self.folder, self.steps, self.skip, self.say, self.warn = folder, steps, skip, say, warn
+        self._is_on_gpu = device.type == "cuda"
         self._profile: profile | None = None
         self._has_begun = False
         self._recorded = 0
@@ -45,7 +53,7 @@ class StepTrace:
             return
         self._has_begun = True
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its library greets, and complains where there is no GPU
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._is_on_gpu else [])]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing warms up, in a run too short for it
             plan = schedule(wait=max(0, self.skip - 1), warmup=min(1, self.skip), active=self.steps, repeat=1)
@@ -69,7 +77,7 @@ class StepTrace:
 
     def _write(self, recorded: profile) -> None:
         trace, table = self.folder / "trace.json.gz", self.folder / "operations.txt"
-        on = "device" if torch.cuda.is_available() else "cpu"
+        on = "device" if self._is_on_gpu else "cpu"
         try:
             self.folder.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder) as temporary:

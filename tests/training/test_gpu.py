@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
 from cspnet.cli.build import build_model, build_normalizer, build_state
 from cspnet.cli.measure_speed import Trial, measure_side_by_side
+from cspnet.cli.train import main
 from cspnet.data.mixing import mirror, mix_batch, soft_targets
 from cspnet.data.policies import Eraser
 from cspnet.models.zoo import ZOO
 from cspnet.recipe.load import recipe_from_values
 from cspnet.runtime.distributed import World
+from cspnet.runtime.peak import find_peak
 from cspnet.runtime.random import generator_at
 from cspnet.training.adversarial import perturb
+from cspnet.training.clock import GpuWaits
 from cspnet.training.step import train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -83,3 +91,55 @@ def test_peak_memory_is_that_of_an_update() -> None:
         assert speeds["cspdarknet_tiny"].peak_bytes < speeds["resnet10"].peak_bytes
     smallest = 3 * 4 * ZOO["resnet10"].params
     assert smallest < peaks[0] < peaks[1] < 2 * peaks[0]
+
+
+def test_a_gpu_that_is_busy_does_not_wait_for_data() -> None:
+    """The process waits twice for 0.2 s: while the GPU has work for much longer, and while it has none."""
+    torch.cuda.synchronize()
+    waits = GpuWaits()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda._sleep(4_000_000_000)  # cycles: two seconds at 2 GHz
+        waits.begin()
+        time.sleep(0.2)
+        waits.end()
+        assert waits.read_s() == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert waits.read_s() < 0.1
+    waits.begin()
+    time.sleep(0.2)
+    waits.end()
+    torch.cuda.synchronize()
+    assert 0.2 <= waits.read_s() < 0.4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_peak_is_above_what_a_product_does(dtype: torch.dtype) -> None:
+    peak = find_peak(torch.device("cuda", 0), dtype)
+    if peak is None:
+        pytest.skip("TF32 of a GPU without a data sheet here")
+    a = torch.randn(4096, 4096, device="cuda").to(dtype)
+    a @ a
+    torch.cuda.synchronize()
+    began_s = time.perf_counter()
+    a @ a
+    torch.cuda.synchronize()
+    assert 2 * 4096**3 / (time.perf_counter() - began_s) < 1.05 * peak.flops_per_s
+
+
+def test_a_profile_has_the_gpus_kernels(picture_tree: Path, tmp_path: Path) -> None:
+    words = ["--model", "cspdarknet_tiny", "--img-size", "64", "--batch-size", "8", "--epochs", "1", "--workers", "1"]
+    words += ["--data-path", str(picture_tree), "--output-dir", str(tmp_path / "run"), "--device", "cuda"]
+    assert main([*words, "--profile", "2", "--print-freq", "2"]) == 0
+    with gzip.open(tmp_path / "run" / "profile" / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    assert any(event.get("cat") == "kernel" for event in events)
+    assert "Self CUDA" in (tmp_path / "run" / "profile" / "operations.txt").read_text()
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for record in records[:3]:
+        assert 0 <= record["train/data_wait_ratio"] < 1
+        assert record["train/compute_images_per_s"] >= record["train/images_per_s"]
+        assert 0 < record["train/peak_memory_bytes"] <= torch.cuda.max_memory_allocated()
+        assert 0 < record["train/mfu"] < 1
