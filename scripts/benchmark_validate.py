@@ -140,7 +140,8 @@ def create_peer(name: str, model: nn.Module, num_classes: int) -> tuple[nn.Modul
     import timm
 
     bare_name = name.removeprefix("timm/")
-    if timm.is_model(bare_name):
+    # `cspnet.timm_models` may have put our networks among timm's.
+    if timm.is_model(bare_name) and timm.model_entrypoint(bare_name).__module__.startswith("timm."):
         peer = timm.create_model(bare_name, num_classes=num_classes)
         try:
             peer.load_state_dict(model.state_dict())

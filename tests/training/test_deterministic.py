@@ -105,7 +105,13 @@ def test_another_machine_is_told(picture_tree: Path, tmp_path: Path, capsys: pyt
     last = folder / "checkpoints" / "last.pt"
     content = torch.load(last, weights_only=True)
     threads = torch.get_num_threads()
-    here = {"device": "cpu", "precision": "float32", "threads": threads, "pictures a forward pass": 4}
+    here = {
+        "device": "cpu",
+        "precision": "float32",
+        "threads": threads,
+        "pictures a forward pass": 4,
+        "compiled": False,
+    }
     assert content["computed_on"] == here
     capsys.readouterr()
     dry = flags(picture_tree, tmp_path / "other", "--steps", 4, "--dry-run", "--resume")
