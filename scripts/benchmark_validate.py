@@ -19,12 +19,7 @@ network, its loop runs ours.
 from __future__ import annotations
 
 import copy
-import importlib.metadata
-import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +35,7 @@ from torch import Tensor, nn
 
 import cspnet
 from cspnet.cli import build
+from cspnet.cli.benchmark_report import check_bounds, check_outputs, describe_machine, ratios, spread, write_report
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
 from cspnet.cli.validate_job import build_folded, run_pass
 from cspnet.data.index import open_index
@@ -51,8 +47,6 @@ from cspnet.recipe.load import load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.runtime.device import choose_device
 from cspnet.runtime.distributed import World
-from cspnet.runtime.files import write_atomically
-from cspnet.runtime.processes import count_cores
 
 BASE, DEFAULT = "timm, its defaults", "ours, its defaults: float32, folded"
 
@@ -247,7 +241,7 @@ def measure(args: Any) -> dict[str, Any]:
         for name, run in rows.items():
             rates[name].append(len(index) / run(False).seconds)
     return {
-        "machine": describe_machine(),
+        "machine": describe_machine(("torch", "timm", "pillow", "simplejpeg")),
         "device": str(device),
         "model": args.model,
         "peer": whose,
@@ -312,35 +306,6 @@ def build_recipe(args: Any) -> Recipe:
 # Telling
 
 
-def describe_machine() -> str:
-    """Commit, processor, cores, GPU and versions."""
-    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0] if models else cpu
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm", "pillow", "simplejpeg")]
-    threads = f"{count_cores()} cores, {torch.get_num_threads()} threads"
-    return f"{_commit()}; {cpu}, {threads}{gpu}; Python {platform.python_version()}, {', '.join(versions)}"
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parent
-    try:
-        found = [
-            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
-    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
-        return "commit unknown"
-    return f"commit {found[0]}{' with changes' * bool(found[1])}"
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """`median (lowest to highest)`."""
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
-
-
 def table_lines(report: Mapping[str, Any]) -> list[str]:
     """The figures as Markdown."""
     rates, base = report["images_per_s"], report["images_per_s"][BASE]
@@ -348,15 +313,17 @@ def table_lines(report: Mapping[str, Any]) -> list[str]:
         report["machine"],
         f"{report['model']} on {report['device']}, {report['weights']} weights (timm's loop runs {report['peer']}), "
         f"{report['pictures']:,} pictures at {report['geometry']}, batches of {report['batch_size']}, "
-        f"{report['workers']} reading processes, n = {report['repeats']}; median (lowest to highest)",
+        f"{report['workers']} reading processes, {torch.get_num_threads()} threads, "
+        f"n = {report['repeats']}; median (lowest to highest)",
         "",
         "| validation | images/s | times timm's defaults | right: first, of five | other first answers |",
         "|---|---|---|---|---|",
     ]
     for name, values in rates.items():
-        ratios = [value / other for value, other in zip(values, base, strict=True)]
         (right1, right5), changed = report["correct"][name], report["other_answers"][name]
-        lines.append(f"| {name} | {spread(values, 1)} | {spread(ratios, 2)} | {right1:,}, {right5:,} | {changed:,} |")
+        lines.append(
+            f"| {name} | {spread(values, 1)} | {spread(ratios(values, base), 2)} | {right1:,}, {right5:,} | {changed:,} |"
+        )
     return lines
 
 
@@ -376,21 +343,14 @@ def main() -> int:
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write the table there as well")
     args = parser.parse_all(sys.argv[1:])
     args.workers = default_workers(1) if args.workers is None else args.workers
-    bounds = {"size": 4096, "limit": 10**9, "batch_size": 65536, "workers": 1024, "repeats": 1000}
-    for name, most in bounds.items():
-        value = getattr(args, name)
-        if value is not None and not 1 <= value <= most:
-            raise UserError(f"--{name.replace('_', '-')} {value}: use a number from 1 to {most}")
-    for flag, file in (("--json", args.json), ("--markdown", args.markdown)):
-        if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK)):
-            raise UserError(f"{flag} {file}: name a file in a folder that is there and can be written")
+    bounds = {"size": 4096, "limit": 10**9, "batch-size": 65536, "workers": 1024, "repeats": 1000}
+    given = {name: getattr(args, name.replace("-", "_")) for name in bounds}
+    check_bounds((name, given[name], 1, most) for name, most in bounds.items() if given[name] is not None)
+    check_outputs({"--json": args.json, "--markdown": args.markdown})
     report = measure(args)
     text = "\n".join(table_lines(report)) + "\n"
     print(text, end="")
-    if args.json is not None:
-        write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
-    if args.markdown is not None:
-        write_atomically(args.markdown, text.encode())
+    write_report(report, text, args.json, args.markdown)
     return EXIT_DONE
 
 

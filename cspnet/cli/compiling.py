@@ -5,6 +5,7 @@ from __future__ import annotations
 from cspnet.cli.build_run import Place
 from cspnet.cli.trial import Trial
 from cspnet.data.sampler import BatchPlan
+from cspnet.errors import UserError
 from cspnet.recipe.schema import Recipe
 from cspnet.runtime.distributed import gather_objects
 from cspnet.runtime.memory import is_out_of_memory
@@ -34,12 +35,12 @@ def settle_compile(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Pla
 
 
 def _try(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Place) -> str:
-    """Why a compiled step fails, in a line; empty if it does not."""
+    """Why a compiled step fails, in a line; empty if it does not, or if that is for the run's own step to tell."""
     try:
         Trial(recipe, num_classes, place, compiled=True).train(plan.batch_size, plan.accumulate, steps=1)
     except Exception as error:  # a compiler's errors have no kind of their own
-        if is_out_of_memory(error):
-            return ""  # the run's own step tells what fits
+        if is_out_of_memory(error) or isinstance(error, UserError):
+            return ""
         cause = getattr(error, "inner_exception", error)  # torch._dynamo.exc.BackendCompilerFailed wraps it
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__

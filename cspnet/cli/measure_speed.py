@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -62,15 +63,15 @@ class Trial:
         return f"{place}, PyTorch {torch.__version__}, {dtype}, channels_last, batch{size}"
 
 
-class Contender:
+class Contender(ABC):
     """Something that trains a network on one batch, and the clock that is held to it."""
 
     trial: Trial
     network: nn.Module
 
+    @abstractmethod
     def update(self) -> Tensor:
         """A whole update; the mean loss of its batch, () on the device."""
-        raise NotImplementedError
 
     def time_training(self, update: Callable[[], object] | None = None) -> float:
         """Images per second of `steps` updates, or of so many other pieces of work on a batch."""
