@@ -321,9 +321,8 @@ def table_lines(report: Mapping[str, Any]) -> list[str]:
     ]
     for name, values in rates.items():
         (right1, right5), changed = report["correct"][name], report["other_answers"][name]
-        lines.append(
-            f"| {name} | {spread(values, 1)} | {spread(ratios(values, base), 2)} | {right1:,}, {right5:,} | {changed:,} |"
-        )
+        cells = f"{spread(values, 1)} | {spread(ratios(values, base), 2)}"
+        lines.append(f"| {name} | {cells} | {right1:,}, {right5:,} | {changed:,} |")
     return lines
 
 
