@@ -3,7 +3,10 @@
 
 import sys
 
-from cspnet.cli.train import main
+from cspnet.errors import EXIT_STOPPED
+from cspnet.runtime.signals import leaving_at_signals, list_heeded
 
 if __name__ == "__main__":
+    with leaving_at_signals(dict.fromkeys(list_heeded(), EXIT_STOPPED), "train.py"):
+        from cspnet.cli.train import main
     sys.exit(main())

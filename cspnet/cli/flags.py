@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from cspnet.errors import EXIT_BUG, EXIT_STOPPED, UserError
+from cspnet.errors import EXIT_BUG, EXIT_STOPPED, EXIT_USER, UserError
 from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
 from cspnet.runtime.leaving import leave, leave_by_force
+from cspnet.runtime.output import tell_last
 from cspnet.runtime.signals import Stopped
 
 __all__ = ["FlagParser", "add_recipe_flags", "join_tokens", "non_empty_path", "read_overrides", "run_door"]
+
+_NOT_A_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+"""What is wrong with a path that no system could open, wherever that comes out."""
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -152,21 +156,27 @@ def _run(name: str, work: Callable[[], int], environment: Mapping[str, str]) -> 
         rank = environment.get("RANK", "0")
         if not error.is_told and (rank == "0" or not error.shared):
             place = "" if rank == "0" else f"[rank {rank}] "
-            print(f"{place}{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            tell_last(f"{place}{name}: error: {' '.join(str(error).split())}")
         if error.ends_by_force:
             leave_by_force()
         return error.exit_code
     except Stopped as stopped:
         if environment.get("RANK", "0") == "0":
-            print(f"{name}: {stopped}", file=sys.stderr)
+            tell_last(f"{name}: {stopped}")
         return EXIT_STOPPED
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: os._exit(130))  # whoever says it again does not want to wait
-        print(f"{name}: interrupted", file=sys.stderr)
+        tell_last(f"{name}: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         return EXIT_BUG
+    except OSError as error:
+        if error.errno not in _NOT_A_NAME:
+            traceback.print_exc()
+            return EXIT_BUG
+        tell_last(f"{name}: error: {UserError(f'{error.filename}: {error.strerror}')}")
+        return EXIT_USER
     except Exception:
         traceback.print_exc()
         return EXIT_BUG

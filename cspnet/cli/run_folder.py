@@ -11,10 +11,14 @@ from pathlib import Path
 from cspnet.errors import RunFolderError
 from cspnet.recipe.load import recipe_to_yaml
 from cspnet.recipe.schema import Recipe
+from cspnet.reporting.metrics_file import has_epochs
 from cspnet.runtime.files import write_atomically
+from cspnet.runtime.folder_lock import FolderLock
 from cspnet.training.checkpoint import check_parts, find_checkpoint, holds_checkpoints, newest_step, read_checkpoint
 
 __all__ = ["Start", "find_start", "prepare_folder"]
+
+_RECORDS = ("metrics.jsonl", "summary.csv", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -25,22 +29,30 @@ class Start:
     checkpoint_file: Path | None
 
 
-def find_start(folder: Path | None, resume: str | None, *, writes: bool, warn: Callable[[str], None]) -> Start:
-    """The run's folder and checkpoint. Nothing is written yet.
+def find_start(
+    folder: Path | None, resume: str | None, *, writes: bool, warn: Callable[[str], None], lock: FolderLock
+) -> Start:
+    """The run's folder and checkpoint. Nothing is written yet, but that a folder to go on in is held.
 
     Args:
         folder: --output-dir, or None.
         resume: None, auto, or a checkpoint file.
         writes: false for a job that has no folder (a dry run).
         warn: told of damaged checkpoints that are passed over.
+        lock: holds the folder before its checkpoints are looked at: another run may be about to write one.
     Raises:
-        RunFolderError, CheckpointError: the folder holds another run, or there is nothing to resume from.
+        RunFolderError, CheckpointError: the folder cannot be one, holds another run or is another process's, or there
+            is nothing to resume from.
     """
+    if folder is not None:
+        _refuse_impossible(folder)
     if resume == "auto":
         if folder is None:
             raise RunFolderError(
                 "--resume auto looks for checkpoints in the run's folder: name it with --output-dir DIR"
             )
+        if writes:
+            _hold(lock, folder)
         found = find_checkpoint(folder / "checkpoints", warn)
         return Start(folder if writes else None, found[0] if found else None)
     if resume is not None:
@@ -49,6 +61,8 @@ def find_start(folder: Path | None, resume: str | None, *, writes: bool, warn: C
         check_parts(file, content)
         step = content["progress"]["step"]
         own_folder = file.resolve().parent.parent if file.resolve().parent.name == "checkpoints" else None
+        if writes and (target := folder or own_folder) is not None:
+            _hold(lock, target)
         if writes and folder is None and own_folder is None:
             raise RunFolderError(
                 f"--resume {file}: not in a run's checkpoints folder; say where to go on with --output-dir DIR"
@@ -65,9 +79,41 @@ def find_start(folder: Path | None, resume: str | None, *, writes: bool, warn: C
     return Start(folder if writes else None, None)
 
 
+def _refuse_impossible(folder: Path) -> None:
+    """Refuse, before anything is built, what cannot be a folder or be made one."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # TensorBoard could not write there
+        raise RunFolderError(f"{os.fsencode(folder)!r}: its name is not UTF-8 text; choose another") from error
+    place = folder
+    while not _is_there(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise RunFolderError(f"{place}: is not a folder, nor a link to one; --output-dir needs a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunFolderError(f"{folder}: cannot be written: you may not write in {place}")
+
+
+def _is_there(place: Path) -> bool:
+    """Whether something has this name. An OSError if nothing can have it."""
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _hold(lock: FolderLock, folder: Path, *, signs: bool = False) -> None:
+    """Keep other runs out of a folder that there is."""
+    try:
+        holder = lock.take(folder, signs=signs) if folder.is_dir() else ""
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error
+    if holder:
+        raise RunFolderError(f"{folder}: another run is at work in it ({holder}); wait for it, or stop it")
+
+
 def _refuse_used_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"{folder}: is a file; --output-dir needs a folder")
     used = [name for name in ("recipe.yaml", "metrics.jsonl") if (folder / name).exists()]
     if used or holds_checkpoints(folder / "checkpoints"):
         raise RunFolderError(
@@ -75,26 +121,51 @@ def _refuse_used_folder(folder: Path) -> None:
         )
 
 
-def prepare_folder(recipe_file: Path | None, recipe: Recipe, start: Start) -> Path:
-    """Make the run's folder and write its recipe."""
+def prepare_folder(
+    recipe_file: Path | None, recipe: Recipe, start: Start, *, warn: Callable[[str], None], lock: FolderLock
+) -> Path:
+    """Make the run's folder, hold it, and write its recipe. Records without a checkpoint are set aside."""
     folder = start.folder
-    if folder is None:
-        folder = _default_folder(recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))
     try:
+        if folder is None:
+            folder = _make_default_folder(recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        _hold(lock, folder, signs=True)
         for place in (folder, folder / "checkpoints", folder / "skipped"):
             for leftover in place.glob(".*.tmp"):  # of a run that was killed while it wrote
                 leftover.unlink()
+        if start.checkpoint_file is None:
+            _set_records_aside(folder, warn)
         write_atomically(folder / "recipe.yaml", recipe_to_yaml(recipe).encode())
     except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise RunFolderError(f"{folder or 'runs'}: cannot be written: {error.strerror}") from error
     return folder
 
 
-def _default_folder(recipe_file: Path | None, model_name: str, stamp: str) -> Path:
+def _set_records_aside(folder: Path, warn: Callable[[str], None]) -> None:
+    """Give the records of whole epochs another name, where a run begins anew because its checkpoints are gone.
+
+    What is of a first epoch that was cut short is written again as it was, and needs no keeping.
+    """
+    if not has_epochs(folder / "metrics.jsonl"):
+        return
+    number = 1
+    while any(os.path.lexists(folder / f"{name}.{number}") for name in _RECORDS):
+        number += 1
+    for name in _RECORDS:
+        if os.path.lexists(folder / name):
+            (folder / name).rename(folder / f"{name}.{number}")
+    warn(f"{folder}: records but no checkpoint: beginning anew; the records are kept as metrics.jsonl.{number}")
+
+
+def _make_default_folder(recipe_file: Path | None, model_name: str, stamp: str) -> Path:
     """runs/<recipe>-<time>, with a number behind it if that is taken."""
     name = recipe_file.stem if recipe_file else model_name.replace("/", "_")
     folder, number = Path("runs") / f"{name}-{stamp}", 2
-    while os.path.lexists(folder):
-        folder, number = Path("runs") / f"{name}-{stamp}-{number}", number + 1
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # of a run that started in the same second
+            folder, number = Path("runs") / f"{name}-{stamp}-{number}", number + 1
+        else:
+            return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_overrides, run_door
 from cspnet.errors import EXIT_DONE, UserError, shared_errors
 from cspnet.recipe.load import format_recipe, load_recipe
+from cspnet.runtime.output import steady_output
 from cspnet.runtime.signals import StopRequest, heed_stop_signals
 
 __all__ = ["create_parser", "main"]
@@ -94,15 +95,14 @@ def _train(argv: Sequence[str], stop: StopRequest) -> int:
         return EXIT_DONE
     from cspnet.cli.train_job import TrainJob, run_train_job
 
-    return run_train_job(
-        TrainJob(
-            recipe_file=args.recipe,
-            overrides=overrides,
-            output_dir=args.output_dir,
-            resume=args.resume,
-            dry_run=args.dry_run,
-            test_only=args.test_only,
-            profile_steps=args.profile,
-        ),
-        stop,
+    job = TrainJob(
+        recipe_file=args.recipe,
+        overrides=overrides,
+        output_dir=args.output_dir,
+        resume=args.resume,
+        dry_run=args.dry_run,
+        test_only=args.test_only,
+        profile_steps=args.profile,
     )
+    with steady_output():
+        return run_train_job(job, stop)

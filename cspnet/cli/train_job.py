@@ -30,6 +30,7 @@ from cspnet.reporting.console import Console
 from cspnet.runtime.determinism import deterministic_algorithms
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
+from cspnet.runtime.folder_lock import FolderLock
 from cspnet.runtime.memory import told_shortage
 from cspnet.runtime.signals import StopRequest
 from cspnet.training.checkpoint import check_parts, read_checkpoint
@@ -71,6 +72,7 @@ class _Context:
     checkpoint: Mapping[str, Any] | None
     place: Place
     stop: StopRequest
+    lock: FolderLock
 
 
 def run_train_job(job: TrainJob, stop: StopRequest) -> int:
@@ -83,8 +85,10 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
         world = read_world()
         stop.speaks = world.is_main
         console = Console(world.rank)
-    with join_world(world) as world:
-        start = on_main(world, lambda: find_start(job.output_dir, job.resume, writes=job.writes, warn=console.warn))
+    with FolderLock() as lock, join_world(world) as world:
+        start = on_main(
+            world, lambda: find_start(job.output_dir, job.resume, writes=job.writes, warn=console.warn, lock=lock)
+        )
         checkpoint = read_checkpoint(start.checkpoint_file) if start.checkpoint_file else None
         with shared_errors():
             if checkpoint is not None and start.checkpoint_file is not None:
@@ -96,7 +100,7 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
                 amp_dtype = choose_amp_dtype(recipe.train.precision, device)
             place = Place(world, device, amp_dtype, console)
             with told_shortage(device, "before the first step", "use a smaller --model, or another --device"):
-                shortage = _run(_Context(job, recipe, start, checkpoint, place, stop))
+                shortage = _run(_Context(job, recipe, start, checkpoint, place, stop, lock))
             if shortage is not None:
                 raise explain_shortage(recipe, place, shortage)
     return EXIT_DONE
@@ -125,7 +129,8 @@ def _run(context: _Context) -> Shortage | None:
         if not job.test_only:
             return None
     if job.writes:
-        folder = on_main(context.place.world, lambda: prepare_folder(job.recipe_file, context.recipe, context.start))
+        what = (job.recipe_file, context.recipe, context.start)
+        folder = on_main(context.place.world, lambda: prepare_folder(*what, warn=console.warn, lock=context.lock))
         context = replace(context, start=replace(context.start, folder=folder))
     run = build_run(
         context.recipe,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -194,6 +195,8 @@ def _raise_unknown(where: str, key: str) -> None:
 
 def _read_text(path: Path) -> str:
     try:
+        if path.is_fifo() and not str(path).startswith("/dev/"):  # not that of a shell's <(…)
+            raise RecipeError(f"{path}: cannot read the recipe: a pipe, not a file")
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
         text = content.decode("utf-8")
@@ -229,7 +232,7 @@ def _read_chain(path: Path, children: tuple[Path, ...] = ()) -> list[tuple[str, 
         raise RecipeError(f"{children[-1]}: base: leads through more than {_MOST_LAYERS} files")
     if children and not _is_file(path):
         raise RecipeError(f"{children[-1]}: base: no such file: {path}")
-    if path.resolve() in (child.resolve() for child in children):
+    if os.path.realpath(path) in map(os.path.realpath, children):  # it takes links that lead nowhere, too
         raise RecipeError(f"{children[-1]}: base: {path} leads back to itself")
     values = _read_yaml(path)
     base = values.pop("base", None)

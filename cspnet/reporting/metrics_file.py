@@ -16,7 +16,7 @@ from typing import Any
 
 from cspnet.runtime.files import write_atomically
 
-__all__ = ["MetricsFile", "SummaryFile"]
+__all__ = ["MetricsFile", "SummaryFile", "has_epochs"]
 
 _EPOCH = 0.5
 """By how much an epoch's record stands behind the one of its last step."""
@@ -31,8 +31,20 @@ class _Lines:
         content = b"".join(kept)
         if not path.exists() or path.read_bytes() != content:  # a copy may find no room on the disk
             write_atomically(path, content)
-        self.file = path.open("ab", buffering=0)
+        self.path = path
+        self.file = path.open("a+b", buffering=0)
         self.waiting: list[bytes] = []
+
+    def _bring_back(self) -> None:
+        """The file, if somebody has removed it: as long as it is open, what it holds can still be read."""
+        if os.fstat(self.file.fileno()).st_nlink:
+            return
+        self.file.seek(0)
+        content = self.file.read()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, content or b"")
+        self.file.close()
+        self.file = self.path.open("a+b", buffering=0)
 
     def append(self, line: str) -> None:
         """Hand a line to the system at once, behind those that wait.
@@ -41,6 +53,7 @@ class _Lines:
             OSError: it and they wait for the next call.
         """
         self.waiting.append(line.encode())
+        self._bring_back()
         rest = memoryview(b"".join(self.waiting))
         end = self.file.seek(0, os.SEEK_END)
         try:
@@ -106,6 +119,11 @@ def _step_of(line: bytes) -> float:
         return step if line.endswith(b"\n") else float("inf")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")
+
+
+def has_epochs(path: Path) -> bool:
+    """Whether a metrics.jsonl holds the record of a finished epoch."""
+    return path.is_file() and any(b'"train/epoch_loss"' in line for line in path.read_bytes().splitlines())
 
 
 class SummaryFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ class TensorBoardFile:
     """
 
     def __init__(self, folder: Path, step: int, recipe: str) -> None:
+        self._hook = threading.excepthook
+        threading.excepthook = self._hear
         self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step >= 0 else None)
         if step < 0:
             self.writer.add_text("recipe", f"```yaml\n{recipe}```")
@@ -32,4 +35,16 @@ class TensorBoardFile:
 
     def close(self) -> None:
         """Write out and close."""
-        self.writer.close()
+        try:
+            self.writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _hear(self, failed: threading.ExceptHookArgs) -> None:
+        """Keep quiet about an error in TensorBoard's own thread: the next `write` raises it again."""
+        trace = failed.exc_traceback
+        while trace is not None:
+            if trace.tb_frame.f_globals.get("__name__", "").startswith("tensorboard."):
+                return
+            trace = trace.tb_next
+        self._hook(failed)

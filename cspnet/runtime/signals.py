@@ -1,4 +1,5 @@
-"""Signals that ask a run to stop: Ctrl-C, SIGTERM, and SIGUSR1 as schedulers send it ahead of a time limit.
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, SIGUSR1 as schedulers send it ahead of a time limit, and SIGHUP of a
+terminal that goes away, unless nohup has had it ignored.
 
 The first one is noted, and the run stops at the next place where nothing is lost: behind a step, or between two batches
 of a validation. A second one ends the process where it stands. Before there is anything to lose, one is enough.
@@ -15,15 +16,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 
 from cspnet.errors import EXIT_STOPPED
 from cspnet.runtime.leaving import leaves_by_force
 
-__all__ = ["STOP_SIGNALS", "StopRequest", "Stopped", "heed_stop_signals"]
+__all__ = ["STOP_SIGNALS", "StopRequest", "Stopped", "heed_stop_signals", "leaving_at_signals", "list_heeded"]
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 _SAME_REQUEST_S = 1.0
 """Launchers pass on what their whole group has been sent: what follows this closely is the same request."""
 
@@ -81,8 +83,13 @@ class StopRequest:
         if not self.may_wait:
             raise Stopped(f"stopped by {self.signal_name}; there was nothing to save")
         if self.speaks:
-            # Not print: the program may be in the middle of one.
-            os.write(2, f"\n{self.signal_name}: saving behind this step, then stopping; again stops at once\n".encode())
+            _say(f"\n{self.signal_name}: saving behind this step, then stopping; again stops at once\n")
+
+
+def _say(text: str) -> None:
+    """Not print: the program may be in the middle of one. That nobody can read it is no reason to fail."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
 
 
 @contextlib.contextmanager
@@ -125,10 +132,32 @@ def _answer_for_main_thread(request: StopRequest) -> None:
         return
     if not request.may_wait:
         if request.speaks:
-            os.write(2, b"\nstopped by a signal; there was nothing to save\n")
+            _say("\nstopped by a signal; there was nothing to save\n")
         os._exit(EXIT_STOPPED)
     if request.speaks:
-        os.write(2, b"\nstopping once the other processes have come; again stops at once\n")
+        _say("\nstopping once the other processes have come; again stops at once\n")
+
+
+def list_heeded() -> list[signal.Signals]:
+    """The stop signals, without SIGHUP where whoever started this process has had it ignored."""
+    is_ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (is_ignored and number is signal.SIGHUP)]
+
+
+@contextlib.contextmanager
+def leaving_at_signals(codes: Mapping[signal.Signals, int], program: str) -> Iterator[None]:
+    """In this block, which imports and has nothing to lose, each of these signals ends the process with its code."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        _say(f"{program}: stopped by {signal.Signals(number).name}; there was nothing to save\n")
+        os._exit(codes[signal.Signals(number)])
+
+    before = {number: signal.signal(number, leave) for number in codes}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -143,7 +172,7 @@ def heed_stop_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request.handle) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, request.handle) for number in list_heeded()}
     try:
         with _watched(request):
             yield request

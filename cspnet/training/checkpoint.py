@@ -67,7 +67,8 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         # The checksum first: a checkpoint with its name in place always has one.
         with replacing(path) as temporary:
-            torch.save(content, temporary)
+            with temporary.open("wb") as opened:  # torch's own would not say why it cannot be written
+                torch.save(content, opened)
             digest = hash_file(temporary)
             _write_checksums(path, _known_checksums(path) | {digest})
         _write_checksums(path, {digest})
@@ -78,12 +79,21 @@ def save_checkpoint(
             if number not in protected:
                 file.unlink(missing_ok=True)
                 checksum_file(file).unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError when the disk is full
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:
         raise RunFolderError(
-            f"{path}: cannot write the checkpoint: {reason}; the earlier ones are untouched"
+            f"{path}: cannot write the checkpoint: {_find_reason(error)}; the earlier ones are untouched"
         ) from error
     return path
+
+
+def _find_reason(error: BaseException) -> str:
+    """Why a file could not be written: torch raises an error of its own while it handles the system's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _publish(path: Path, link: Path, digest: str) -> None:
@@ -99,6 +109,8 @@ def _publish(path: Path, link: Path, digest: str) -> None:
 
 
 def _known_checksums(path: Path) -> set[str]:
+    if not checksum_file(path).is_file():
+        return set()
     try:
         return {line.split(" ")[0] for line in checksum_file(path).read_text().splitlines()}
     except (OSError, UnicodeDecodeError):
@@ -112,8 +124,8 @@ def _write_checksums(path: Path, digests: set[str]) -> None:
 
 def _list_steps(folder: Path) -> list[tuple[int, Path]]:
     """[(step, file)], the newest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*.pt") if (match := _STEP_NAME.fullmatch(path.name))]
-    return sorted(found, reverse=True)
+    named = [(int(match[1]), path) for path in folder.glob("step-*.pt") if (match := _STEP_NAME.fullmatch(path.name))]
+    return sorted(((step, path) for step, path in named if path.is_file()), reverse=True)
 
 
 def forget_later(path: Path) -> None:
@@ -207,12 +219,15 @@ def find_checkpoint(
     Raises:
         CheckpointError: there are checkpoints, but none is good.
     """
-    candidates = [path for _, path in _list_steps(folder)]
-    candidates += [path for name in ("last.pt", "best.pt") if (path := folder / name).exists()]
-    for path in candidates:
+    candidates: list[tuple[int | None, Path]] = [*_list_steps(folder)]
+    candidates += [(None, path) for name in ("last.pt", "best.pt") if (path := folder / name).exists()]
+    for step, path in candidates:
         try:
             content = read_checkpoint(path)
-            if not (behind_good_step and content["progress"].get("skipped_in_a_row")):
+            progress = content["progress"] if isinstance(content["progress"], dict) else {}
+            if step is not None and progress.get("step", step) != step:
+                raise CheckpointError(f"{path}: not what its name says: it was saved behind step {progress['step']}")
+            if not (behind_good_step and progress.get("skipped_in_a_row")):
                 return path, content
         except CheckpointError as error:
             warn(f"{error}; trying the one before")

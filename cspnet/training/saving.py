@@ -22,7 +22,7 @@ from cspnet.training.checkpoint import save_checkpoint
 
 __all__ = ["HostCopies", "Saver"]
 
-_MEND = "make room and continue with --resume auto"
+_MEND = "once it can be written again, go on with --resume auto"
 
 
 def _find_tensors(content: Any) -> Iterator[Tensor]:

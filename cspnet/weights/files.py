@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import pickle
 import warnings
 import zipfile
@@ -37,7 +38,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, or holding more than tensors and built-in types.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of weights")
+        what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "no such file"
+        raise CheckpointError(f"{path}: {what}; name a file of weights")
     is_verified = verify_checksum(path)
     try:
         if path.suffix == ".safetensors":
@@ -176,16 +178,19 @@ def verify_checksum(path: Path) -> bool:
     Raises:
         CheckpointError: they differ.
     """
-    try:
-        lines = checksum_file(path).read_text().splitlines()
-    except (FileNotFoundError, NotADirectoryError):
+    beside = checksum_file(path)
+    if not os.path.lexists(beside):
         return False
+    try:
+        if not beside.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{beside}: cannot read the checksum: it is no file")
+        lines = beside.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{checksum_file(path)}: cannot read the checksum") from error
+        raise CheckpointError(f"{beside}: cannot read the checksum") from error
     try:
         digest = hash_file(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read it: {error.strerror}") from error
     if digest not in [line.split(" ")[0] for line in lines]:
-        raise CheckpointError(f"{path}: damaged: its checksum is not the one in {checksum_file(path).name}")
+        raise CheckpointError(f"{path}: damaged: its checksum is not the one in {beside.name}")
     return True

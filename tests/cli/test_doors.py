@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from cspnet.runtime.signals import heed_stop_signals, list_heeded
+from tests.conftest import ROOT
 from tests.processes import start_group
 
 SLOW_TO_END = """
@@ -49,3 +54,61 @@ def test_what_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
     process = start_group(tmp_path / "x.py")
     assert process.communicate(timeout=60) == ("so far", "x.py: error: the disk hangs\n")
     assert process.returncode == 1
+
+
+IMPORTS = """
+import signal, sys, time
+sys.path.insert(0, ".")
+from cspnet.runtime.signals import leaving_at_signals, list_heeded
+with leaving_at_signals(dict.fromkeys(list_heeded(), 75), "x.py"):
+    print("importing", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_a_signal_while_it_still_imports(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.py").write_text(IMPORTS)
+    process = start_group(tmp_path / "x.py")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(getattr(signal, name))
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (75, f"x.py: stopped by {name}; there was nothing to save\n")
+
+
+def test_what_nohup_has_ignored_is_not_heeded() -> None:
+    assert signal.SIGHUP in list_heeded()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with heed_stop_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("door", ["train.py", "validate.py"])
+def test_signals_are_heeded_before_anything_is_imported_that_takes_time(door: str) -> None:
+    """What a door imports ahead of that block is small: the standard library, and two modules of its own."""
+    ahead = (ROOT / door).read_text().partition("if __name__")[0]
+    asked = f"{ahead}\nprint(sorted(name for name in sys.modules if name.startswith(('cspnet.', 'torch', 'yaml'))))"
+    told = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ast.literal_eval(told.stdout) == [
+        "cspnet.errors",
+        "cspnet.runtime",
+        "cspnet.runtime.leaving",
+        "cspnet.runtime.signals",
+    ]
+
+
+def test_a_run_that_nobody_listens_to(picture_tree: Path, tmp_path: Path) -> None:
+    small = ["--model", "cspdarknet_tiny", "--img-size", 32, "--workers", 1, "--batch-size", 8, "--epochs", 1]
+    small += ["--device", "cpu", "--data-path", picture_tree, "--output-dir", tmp_path / "run", "--log.every_steps", 1]
+    process = start_group("train.py", *small)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as head does, once it has seen enough
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 7

@@ -15,6 +15,7 @@ from cspnet.cli.run_folder import Start, find_start
 from cspnet.errors import CheckpointError
 from cspnet.reporting.console import Console
 from cspnet.runtime.distributed import World
+from cspnet.runtime.folder_lock import FolderLock
 from cspnet.training.checkpoint import check_parts, read_checkpoint
 from cspnet.weights.load import load_weights
 from cspnet.weights.match import describes_itself
@@ -73,7 +74,7 @@ def test_a_part_that_is_something_else(file: Path, case: str) -> None:
     content = {**read_checkpoint(file), part: value}
     torch.save(content, file)
     with pytest.raises(CheckpointError, match=f"its {part} is something else"):
-        find_start(None, str(file), writes=False, warn=print)
+        find_start(None, str(file), writes=False, warn=print, lock=FolderLock())
 
 
 DEEPER: dict[str, tuple[tuple[object, ...], object, str]] = {

@@ -629,7 +629,7 @@ def _output_folder_holds_a_run(folder: Path, data: Path) -> list[str]:
     return flags(data, "--output-dir", folder / "run")
 
 
-@refused("is a file")
+@refused("is not a folder")
 def _output_folder_is_a_file(folder: Path, data: Path) -> list[str]:
     (folder / "new").write_text("mine")
     return flags(data, *new(folder))

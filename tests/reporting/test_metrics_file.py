@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,18 @@ def test_a_row_of_too_many_digits_is_dropped(tmp_path: Path) -> None:
         raw.write("9" * 5000 + ",1,2,3,4,5\n")
     SummaryFile(path, 5).write(row(1))
     assert [r["epoch"] for r in read_rows(path)] == ["0", "1"]
+
+
+def test_a_file_that_was_removed_comes_back_whole(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    metrics = MetricsFile(tmp_path / "run" / "metrics.jsonl", -1)
+    summary = SummaryFile(tmp_path / "run" / "summary.csv", 0)
+    metrics.write({"step": 1})
+    summary.write(row(0))
+    shutil.rmtree(tmp_path / "run")
+    metrics.write({"step": 2})
+    summary.write(row(1))
+    metrics.close()
+    summary.close()
+    assert read_steps(tmp_path / "run" / "metrics.jsonl") == [1, 2]
+    assert [entry["epoch"] for entry in read_rows(tmp_path / "run" / "summary.csv")] == ["0", "1"]

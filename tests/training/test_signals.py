@@ -77,7 +77,7 @@ def wait_for_reader(process: subprocess.Popen[str], pipe: Path) -> int:
     raise AssertionError(process.communicate())
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_told_in_training(untouched: Path, pictures: Path, tmp_path: Path, name: str) -> None:
     """All processes of the group get it: those that read go on with it."""
     arguments = command(pictures, tmp_path / "run", 1, 2, "--resume", "auto")
