@@ -26,6 +26,7 @@ from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_
 from cspnet.data.index import find_split
 from cspnet.errors import EXIT_DONE, DataError, UserError
 from cspnet.models import create_model
+from cspnet.recipe.batch import settled_size
 from cspnet.recipe.load import list_differences, load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.runtime.device import choose_amp_dtype, choose_device
@@ -86,6 +87,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(f"schedule.name: {recipe.schedule.name}: only cosine is compared with timm")
     if recipe.data.val is None:
         raise UserError("data.val: a comparison needs a validation split")
+    if recipe.train.batch_size == "auto":
+        raise UserError("train.batch_size: auto: give a number, so that both train with the same batches")
 
 
 def create_loader(recipe: Recipe, split: str, device: torch.device, batch_size: int) -> Any:
@@ -162,8 +165,9 @@ def train(recipe: Recipe) -> float:
     device = choose_device(cfg.device, 0)
     amp_dtype = choose_amp_dtype(cfg.precision, device)
     random_seed(cfg.seed)
-    loader = create_loader(recipe, "train", device, cfg.batch_size)
-    val_loader = create_loader(recipe, "val", device, recipe.eval.batch_size or cfg.batch_size)
+    batch_size = settled_size(cfg)
+    loader = create_loader(recipe, "train", device, batch_size)
+    val_loader = create_loader(recipe, "val", device, recipe.eval.batch_size or batch_size)
     num_classes = len(loader.dataset.reader.class_to_idx)
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = create_model(recipe.model.name, num_classes, **recipe.model.options)
@@ -205,7 +209,7 @@ def train(recipe: Recipe) -> float:
             step += 1
             schedule.step_update(step)
         elapsed_s = time.perf_counter() - started_s
-        print(f"epoch {epoch + 1}/{cfg.epochs}: {step * cfg.batch_size / elapsed_s:.0f} img/s", flush=True)
+        print(f"epoch {epoch + 1}/{cfg.epochs}: {step * batch_size / elapsed_s:.0f} img/s", flush=True)
     return validate(model, val_loader, forward)
 
 

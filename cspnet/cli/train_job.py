@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cspnet.cli import build
+from cspnet.cli.batch_size import settle_batch_size
 from cspnet.cli.build_run import Place, build_run, count_steps
 from cspnet.cli.compiling import settle_compile
 from cspnet.cli.metering import say_speed
@@ -111,6 +112,8 @@ def _run(context: _Context) -> Shortage | None:
     job, console = context.job, context.place.console
     splits = build.open_splits(context.recipe, context.place.world, console.warn)
     with shared_errors():
+        from_checkpoint = (context.recipe, splits, context.place, context.checkpoint)
+        context = replace(context, recipe=settle_batch_size(*from_checkpoint, trains=not job.test_only))
         loader = build.build_train_loader(context.recipe, splits, context.place.world, context.place.device)
         if not job.test_only:
             loader = settle_micro_batch(context.recipe, splits, loader, context.place)

@@ -310,8 +310,9 @@ class EmaRecipe:
 class TrainRecipe:
     """The run."""
 
-    batch_size: PositiveCount = 64
-    """Pictures per process in one forward pass."""
+    batch_size: PositiveCount | Literal["auto"] = 64
+    """Pictures per process in one forward pass. auto: the smallest that trains about as fast as any, tried at the start
+    of a run, which keeps it for good; lr is not adapted unless optim.lr_base_size is set."""
     accumulate: PositiveCount = 1
     """Forward passes per step; the global batch is batch_size * accumulate * processes."""
     global_batch: PositiveCount | None = None

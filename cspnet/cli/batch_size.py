@@ -1,0 +1,120 @@
+"""The batch size with which training is fastest (train.batch_size auto): tried at the start of a run, kept for good."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from cspnet.cli.build import Splits
+from cspnet.cli.build_run import Place
+from cspnet.cli.trial import Trial
+from cspnet.errors import CheckpointError, DeviceError
+from cspnet.recipe.schema import Recipe
+from cspnet.runtime.distributed import gather_objects
+from cspnet.runtime.memory import describe_memory, find_largest
+
+__all__ = ["choose_size", "list_sizes", "measure_sizes", "settle_batch_size"]
+
+SMALLEST = 8
+"""BatchNorm's statistics are poor below it."""
+ENOUGH = 0.97
+"""The smallest batch that has so much of the best speed is taken: larger ones need other learning rates."""
+GAIN = 1.01
+"""What counts as faster; after two sizes in a row that are not, larger ones are not tried."""
+
+_DEFAULT = 64
+"""Where nothing is trained."""
+
+
+def settle_batch_size(
+    recipe: Recipe, splits: Splits, place: Place, checkpoint: Mapping[str, Any] | None, *, trains: bool
+) -> Recipe:
+    """The recipe; for train.batch_size auto with a number: that of the checkpoint's steps, or else the one found.
+
+    All processes train on drawn pictures at the same time, so that each has what it will have of the machine.
+
+    Raises:
+        DeviceError: not even the smallest batch fits.
+        CheckpointError: its steps cannot be shared out by so many processes.
+    """
+    if recipe.train.batch_size != "auto":
+        return recipe
+    passes = recipe.train.accumulate * place.world.size
+    sizes = list_sizes(len(splits.train), passes, recipe.augment.repeats)
+    if not trains:
+        number = max((size for size in sizes if size <= _DEFAULT), default=sizes[0])
+    elif checkpoint is not None:
+        saved = checkpoint["global_batch_size"]
+        if saved % passes:
+            raise CheckpointError(
+                f"train.batch_size: the run's steps take {saved} pictures, which {passes} forward passes "
+                "(processes x train.accumulate) cannot share out evenly"
+            )
+        number = saved // passes
+    elif recipe.train.global_batch is not None:
+        share = recipe.train.global_batch // place.world.size  # if it cannot be shared out, that is told later
+        sizes = [size for size in range(1, share + 1) if share % size == 0 and size >= min(SMALLEST, share)]
+        number = _find(recipe, splits, place, sizes)
+    else:
+        number = _find(recipe, splits, place, sizes)
+    return replace(recipe, train=replace(recipe.train, batch_size=number))
+
+
+def list_sizes(num_samples: int, passes: int, repeats: int) -> list[int]:
+    """Batch sizes to try, each twice the one before: a step of `passes` of them is a multiple of `repeats`, and there
+    are pictures enough for it."""
+    first = repeats // math.gcd(repeats, passes)
+    sizes = [first]
+    while 2 * sizes[-1] * passes <= num_samples:
+        sizes.append(2 * sizes[-1])
+    return [size for size in sizes if size >= SMALLEST] or sizes[-1:]
+
+
+def choose_size(rates: Mapping[int, float]) -> int:
+    """The smallest size with ENOUGH of the best of the rates."""
+    best = max(rates.values())
+    return min(size for size, rate in rates.items() if rate >= ENOUGH * best)
+
+
+def measure_sizes(sizes: list[int], attempt: Callable[[int], float]) -> Iterator[tuple[int, float]]:
+    """(size, rate), from the smallest on, until it pays no more or does not fit (rate 0)."""
+    best, vain = 0.0, 0
+    for size in sizes:
+        rate = attempt(size)
+        if not rate:
+            return
+        yield size, rate
+        vain = 0 if rate > GAIN * best else vain + 1
+        if vain == 2:
+            return
+        best = max(best, rate)
+
+
+def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int:
+    place.console.say(f"batch size: trying {sizes[0]} to {sizes[-1]} (train.batch_size auto) ...")
+    trial = Trial(recipe, splits.num_classes, place)
+
+    def attempt(size: int) -> float:
+        """Images per second of the slowest process, 0 if one has no room."""
+        own = 0.0
+
+        def train(size: int) -> None:
+            nonlocal own
+            own = size / trial.time_step(size)
+
+        fits = find_largest([size], train, place.device) is not None
+        return min(gather_objects(place.world, own if fits else 0.0))
+
+    rates = dict(measure_sizes(sizes, attempt))
+    if not rates:
+        raise DeviceError(
+            f"train.batch_size: not even {sizes[0]} pictures fit on {describe_memory(place.device)}: use a smaller "
+            "--img-size, --grad-checkpointing, or another --model"
+        )
+    number = choose_size(rates)
+    tried = ", ".join(f"{size}: {rate:.3g}" for size, rate in rates.items())
+    lr = "" if recipe.optim.lr_base_size else f"; lr stays {recipe.optim.lr:g} (--lr-base-size N scales it)"
+    place.console.say(f"batch size {number} (auto), by images/s of a process ({tried}){lr}")
+    return number

@@ -1,0 +1,142 @@
+"""--batch-size auto: which sizes are tried, which is taken, and that a run keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cspnet.cli.batch_size import choose_size, list_sizes, measure_sizes
+from cspnet.cli.train import main
+from cspnet.cli.trial import Trial
+from cspnet.recipe.load import load_recipe
+
+Speeds = Callable[[dict[int, float]], list[int]]
+
+
+@pytest.fixture
+def speeds(monkeypatch: pytest.MonkeyPatch) -> Speeds:
+    """Gives each size a speed, in images/s; sizes that have none do not fit. The sizes tried are noted."""
+
+    def set_speeds(rates: dict[int, float]) -> list[int]:
+        tried: list[int] = []
+
+        def time_step(trial: Trial, size: int) -> float:
+            tried.append(size)
+            if size not in rates:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return size / rates[size]
+
+        monkeypatch.setattr(Trial, "time_step", time_step)
+        return tried
+
+    return set_speeds
+
+
+def flags(data: Path, folder: Path, *more: object) -> list[str]:
+    small = ["--model", "cspdarknet_tiny", "--img-size", 32, "--workers", 0, "--batch-size", "auto", "--steps", 1]
+    fixed = ["--precision", "fp32", "--device", "cpu", "--data.cache_dir", data.parent / "cache"]
+    return [str(word) for word in ("--data-path", data, "--output-dir", folder, *small, *fixed, *more)]
+
+
+def kept_size(folder: Path) -> object:
+    return load_recipe(folder / "recipe.yaml").recipe.train.batch_size
+
+
+@pytest.mark.parametrize("num_samples", [48, 1000, 1024, 1_281_167])
+@pytest.mark.parametrize("passes", [1, 3, 8])
+@pytest.mark.parametrize("repeats", [1, 3, 4])
+def test_sizes_make_steps_that_can_be(num_samples: int, passes: int, repeats: int) -> None:
+    sizes = list_sizes(num_samples, passes, repeats)
+    for size in sizes:
+        assert size * passes % repeats == 0
+    assert [size * 2 for size in sizes[:-1]] == sizes[1:]
+    largest = sizes[-1]
+    assert 2 * largest * passes > num_samples
+    assert largest * passes <= num_samples or sizes == [largest]
+    assert all(size >= 8 for size in sizes) or len(sizes) == 1
+
+
+def test_the_smallest_that_is_about_as_fast_is_taken() -> None:
+    assert choose_size({8: 50, 16: 96, 32: 98, 64: 100}) == 32
+    assert choose_size({8: 100, 16: 99, 32: 98}) == 8
+
+
+@pytest.mark.parametrize(
+    ("rates", "tried", "taken"),
+    [
+        ({8: 10, 16: 20, 32: 40}, [8, 16, 32], 32),  # 48 pictures allow no more
+        ({8: 40, 16: 40, 32: 40}, [8, 16, 32], 8),
+        ({8: 10, 16: 20}, [8, 16, 32], 16),  # 32 do not fit
+    ],
+)
+def test_what_is_tried_and_taken(
+    rates: dict[int, float], tried: list[int], taken: int, speeds: Speeds, picture_tree: Path, tmp_path: Path
+) -> None:
+    seen = speeds(rates)
+    assert main(flags(picture_tree, tmp_path / "run")) == 0
+    assert seen == tried
+    assert kept_size(tmp_path / "run") == taken
+
+
+def test_larger_ones_are_left_out_once_it_does_not_pay() -> None:
+    rates = {8: 100.0, 16: 99.0, 32: 100.5, 64: 300.0}
+    assert dict(measure_sizes(list(rates), rates.__getitem__)) == {8: 100.0, 16: 99.0, 32: 100.5}
+    assert dict(measure_sizes([8, 16], lambda size: 0.0)) == {}
+
+
+def test_a_run_keeps_its_size(
+    speeds: Speeds, picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = speeds({8: 10, 16: 20, 32: 10})
+    again = ("--resume", "auto", "--lr", 0.01)
+    assert main(flags(picture_tree, tmp_path / "run", *again)) == 0
+    assert (
+        "batch size 16 (auto), by images/s of a process (8: 10, 16: 20, 32: 10); lr stays 0.01"
+        in capsys.readouterr().out
+    )
+    seen.clear()
+    assert main(flags(picture_tree, tmp_path / "run", *again, "--steps", 2)) == 0
+    assert main(flags(picture_tree, tmp_path / "run", *again, "--steps", 3, "--accumulate", 2)) == 0
+    assert seen == []
+    assert kept_size(tmp_path / "run") == 8  # 2 x 8 pictures a step
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.pt")["global_batch_size"] == 16
+    capsys.readouterr()
+    assert main(flags(picture_tree, tmp_path / "run", *again, "--steps", 4, "--accumulate", 3)) == 2
+    assert "16 pictures, which 3 forward passes" in capsys.readouterr().err
+
+
+def test_nothing_fits(speeds: Speeds, picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    speeds({})
+    assert main(flags(picture_tree, tmp_path / "run")) == 2
+    assert "train.batch_size: not even 8 pictures fit on cpu" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_global_batch_is_shared_out(speeds: Speeds, picture_tree: Path, tmp_path: Path) -> None:
+    seen = speeds({8: 10, 12: 20, 24: 19})
+    assert main(flags(picture_tree, tmp_path / "run", "--global-batch", 24)) == 0
+    assert seen == [8, 12, 24]
+    assert kept_size(tmp_path / "run") == 12
+
+
+def test_the_run_is_the_one_with_the_number(picture_tree: Path, tmp_path: Path) -> None:
+    """Measured in earnest; trying leaves no trace in weights and draws."""
+    drawing = ("--model-kwargs", "{drop_rate: 0.2}", "--cutmix", 1, "--steps", 2)
+    assert main(flags(picture_tree, tmp_path / "auto", *drawing)) == 0
+    number = kept_size(tmp_path / "auto")
+    assert number in (8, 16, 32)
+    assert main([*flags(picture_tree, tmp_path / "told", *drawing), "--batch-size", str(number)]) == 0
+    weights = [torch.load(tmp_path / run / "checkpoints" / "last.pt")["state_dict"] for run in ("auto", "told")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+
+
+def test_nothing_is_tried_for_a_validation(speeds: Speeds, picture_tree: Path, tmp_path: Path) -> None:
+    seen = speeds({8: 10, 16: 20, 32: 10})
+    assert main(flags(picture_tree, tmp_path / "run")) == 0
+    seen.clear()
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    assert main(flags(picture_tree, tmp_path / "run", "--test-only", "--resume", last)) == 0
+    assert seen == []
