@@ -41,7 +41,8 @@ def check_name(name: str) -> str:
         UserError: timm does not have it.
     """
     bare_name = name.removeprefix("timm/")
-    if not timm.is_model(bare_name):
+    # cspnet.timm_models may have put ours there.
+    if not timm.is_model(bare_name) or timm.models.model_entrypoint(bare_name).__module__.startswith("cspnet."):
         raise UserError(
             f"{name}: timm has no such network to compare with; use cspresnet50, cspresnext50, cspdarknet53"
         )

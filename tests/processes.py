@@ -38,8 +38,9 @@ def start_group(*command: object, variables: Mapping[str, str] | None = None) ->
 
 
 def heed_ctrl_c() -> None:
-    """For a process that is about to start: Ctrl-C does what it does in a terminal."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
+    """For a process that is about to start: Ctrl-C does what it does in a terminal, and so does closing that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # what a shell or nohup starts in the background ignores them
 
 
 def members_of(group: int) -> list[int]:

@@ -78,9 +78,10 @@ def test_a_signal_while_it_still_imports(tmp_path: Path, name: str) -> None:
 
 
 def test_what_nohup_has_ignored_is_not_heeded() -> None:
-    assert signal.SIGHUP in list_heeded()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        assert signal.SIGHUP in list_heeded()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with heed_stop_signals():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

@@ -539,9 +539,10 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr(os, "scandir", scandir)  # permissions are nothing to root
-    with pytest.raises(DataError, match=r"a/locked: this folder cannot be read: Permission denied"):
-        open_at(root, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)  # permissions are nothing to root
+        with pytest.raises(DataError, match=r"a/locked: this folder cannot be read: Permission denied"):
+            open_at(root, tmp_path / "cache")
 
 
 FALSE_INDEXES = {

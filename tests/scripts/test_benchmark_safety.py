@@ -24,7 +24,7 @@ def test_every_part(run_script: Run) -> None:
 
 
 @pytest.mark.parametrize("flags", [("--repeats", 0), ("--model", "nonesuch"), ("--size", "large")])
-def test_wrong_things_end_in_one_line(run_script: Run, flags: tuple[object, ...]) -> None:
-    done = run_script("scripts/benchmark_safety.py", *flags)
+def test_wrong_things_end_in_one_line(fork_script: Run, flags: tuple[object, ...]) -> None:
+    done = fork_script("scripts/benchmark_safety.py", *flags)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

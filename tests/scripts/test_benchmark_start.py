@@ -24,7 +24,7 @@ def test_every_kind(tmp_path: Path, run_script: Run, kind: str) -> None:
 
 
 @pytest.mark.parametrize("flags", [("--samples", 10), ("--repeats", 0), ("--folder", "nowhere"), ("--kind", "zip")])
-def test_wrong_things_end_in_one_line(run_script: Run, flags: tuple[object, ...]) -> None:
-    done = run_script("scripts/benchmark_start.py", *flags)
+def test_wrong_things_end_in_one_line(fork_script: Run, flags: tuple[object, ...]) -> None:
+    done = fork_script("scripts/benchmark_start.py", *flags)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

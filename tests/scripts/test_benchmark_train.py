@@ -185,6 +185,8 @@ CASES = {
 
 @pytest.mark.parametrize("flags", CASES)
 def test_wrong_things(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cspnet.timm_models  # noqa: F401 (cspdarknet_tiny is among timm's names from now on)
+
     with pytest.raises(UserError, match=CASES[flags]) as caught:
         run(monkeypatch, *flags.split())
     assert caught.value.exit_code == 2

@@ -46,23 +46,23 @@ def shards(tmp_path: Path) -> Path:
     return root
 
 
-def check(run_script: Run, folder: Path, *flags: object) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    done = run_script("scripts/check_dataset.py", *flags, "--workers", 0, "--json", folder / "report.json")
+def check(fork_script: Run, folder: Path, *flags: object) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    done = fork_script("scripts/check_dataset.py", *flags, "--workers", 0, "--json", folder / "report.json")
     assert (folder / "report.json").exists(), done.stderr
     return done, json.loads((folder / "report.json").read_text())
 
 
-def test_nothing_is_wrong(shards: Path, tmp_path: Path, run_script: Run) -> None:
+def test_nothing_is_wrong(shards: Path, tmp_path: Path, fork_script: Run) -> None:
     for data in (shards, shards / "train", shards / "train" / "a.tar", shards / "train" / "?.tar"):
-        done, report = check(run_script, tmp_path, data)
+        done, report = check(fork_script, tmp_path, data)
         assert (done.returncode, done.stderr) == (0, ""), data
         assert report["broken"] == report["odd"] == 0
-    done, report = check(run_script, tmp_path, shards)
+    done, report = check(fork_script, tmp_path, shards)
     assert [(split["name"], split["pictures"]) for split in report["splits"]] == [("train", 24), ("val", 4)]
     assert report["splits"][0]["class_counts"] == {"0": 12, "1": 12}
 
 
-def test_faults_are_named_and_counted(shards: Path, tmp_path: Path, run_script: Run) -> None:
+def test_faults_are_named_and_counted(shards: Path, tmp_path: Path, fork_script: Run) -> None:
     train, val = shards / "train", shards / "val"
     good = samples(30, 4, 0)
     faulty = {
@@ -79,7 +79,7 @@ def test_faults_are_named_and_counted(shards: Path, tmp_path: Path, run_script: 
     write_shard(train / "d.tar", samples(60, 3, 1))
     os.truncate(train / "d.tar", os.path.getsize(train / "d.tar") - 14_000)
     write_shard(val / "d.tar", samples(104, 1, 7) | {"seen.jpg": encode(0), "seen.cls": b"0"})
-    done, report = check(run_script, tmp_path, shards)
+    done, report = check(fork_script, tmp_path, shards)
     assert (done.returncode, done.stderr) == (1, "")
     places: dict[str, list[str]] = {}
     for finding in report["findings"]:
@@ -97,13 +97,13 @@ def test_faults_are_named_and_counted(shards: Path, tmp_path: Path, run_script: 
     assert "d.tar: cut short" in done.stdout
 
 
-def test_an_old_index_and_missing_shards(shards: Path, tmp_path: Path, run_script: Run) -> None:
+def test_an_old_index_and_missing_shards(shards: Path, tmp_path: Path, run_script: Run, fork_script: Run) -> None:
     packed = tmp_path / "packed"
     assert run_script("scripts/pack_dataset.py", shards, packed, "--shard-size", 8).returncode == 0
-    done, report = check(run_script, tmp_path, packed)
+    done, report = check(fork_script, tmp_path, packed)
     assert (done.returncode, report["broken"], report["odd"]) == (0, 0, 0)
     (packed / "train" / "train-000001.tar").unlink()
-    done, report = check(run_script, tmp_path, packed)
+    done, report = check(fork_script, tmp_path, packed)
     found = {finding["kind"]: finding["text"] for finding in report["findings"]}
     assert found["mixed_shards"].startswith("holds 2 of 3 shards")
     assert "train-000001.tar is gone" in found["stale_index"]

@@ -37,8 +37,8 @@ def test_one_input_alone(tmp_path: Path, run_script: Run) -> None:
 
 
 @pytest.mark.parametrize("flags", [("--inputs", "0"), ("--seed", "-1"), ("--parser", "xml"), ("--keep", "")])
-def test_wrong_things_end_in_one_line(tmp_path: Path, run_script: Run, flags: tuple[str, str]) -> None:
-    done = run_script("scripts/fuzz.py", "--keep", tmp_path / "kept", *flags)
+def test_wrong_things_end_in_one_line(tmp_path: Path, fork_script: Run, flags: tuple[str, str]) -> None:
+    done = fork_script("scripts/fuzz.py", "--keep", tmp_path / "kept", *flags)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert not list(tmp_path.iterdir())
 

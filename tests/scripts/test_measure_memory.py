@@ -120,7 +120,7 @@ def test_growth_is_from_the_second_tenth_to_the_last(
 @pytest.mark.parametrize("flags", [("--workers", 0), ("--steps", 10, "--samples", 20), ("--modle", "x")])
 @needs_proc
 def test_wrong_flags_end_in_one_line(
-    flags: tuple[str | int, ...], run_script: Callable[..., subprocess.CompletedProcess[str]]
+    flags: tuple[str | int, ...], fork_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    done = run_script("scripts/measure_memory.py", *flags)
+    done = fork_script("scripts/measure_memory.py", *flags)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

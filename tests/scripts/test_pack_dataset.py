@@ -154,10 +154,24 @@ def start(tree: Path, out: Path, num_shards: int) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.fixture(scope="module")
+def whole(picture_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What packing the pictures in one go makes."""
+    out = tmp_path_factory.mktemp("whole")
+    command = [sys.executable, "scripts/pack_dataset.py", picture_tree, out, "--shard-size", "10", "--workers", "1"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return contents(out)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_stopped_anywhere_it_goes_on(
-    held: Path, tmp_path: Path, picture_tree: Path, run_script: Run, number: signal.Signals
+    held: Path,
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    run_script: Run,
+    fork_script: Run,
+    number: signal.Signals,
 ) -> None:
     out = tmp_path / "out"
     process = start(held, out, num_shards=5)
@@ -169,15 +183,14 @@ def test_stopped_anywhere_it_goes_on(
         assert not list((out / "train").glob(".*"))
     there = {file.name: file.stat().st_mtime_ns for file in (out / "train").glob("*.tar")}
     assert len(there) == 4
-    done = run_script("train.py", "--data-path", out, "--val-split", "null", "--dry-run", "--device", "cpu")
+    done = fork_script("train.py", "--data-path", out, "--val-split", "null", "--dry-run", "--device", "cpu")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "holds 4 of 5 shards; give the command that packed it again" in done.stderr
     done = run_script("scripts/pack_dataset.py", held, out, "--shard-size", 10)
     assert (done.returncode, done.stderr) == (0, "")
     assert "48 pictures in 5 shards (4 were there), original bytes" in done.stdout
     assert {name: (out / "train" / name).stat().st_mtime_ns for name in there} == there
-    run_script("scripts/pack_dataset.py", picture_tree, tmp_path / "whole", "--shard-size", 10, "--workers", 1)
-    assert contents(out) == contents(tmp_path / "whole")
+    assert contents(out) == whole
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -66,7 +66,9 @@ def test_through_timms_parts_as_well(picture_tree: Path, tmp_path: Path, run_scr
     assert records.stat().st_mtime_ns == written, "a finished run was run again"
 
 
-def test_bad_input_is_one_line(picture_tree: Path, recipes: list[Path], tmp_path: Path, run_script: Run) -> None:
+def test_bad_input_is_one_line(
+    picture_tree: Path, recipes: list[Path], tmp_path: Path, run_script: Run, fork_script: Run
+) -> None:
     (tmp_path / "other").mkdir()
     twin = tmp_path / "other" / "plain.yaml"
     twin.write_text(SMALL)
@@ -81,7 +83,7 @@ def test_bad_input_is_one_line(picture_tree: Path, recipes: list[Path], tmp_path
         ((recipes[0], *words, "--seeds", 0), "--seeds 0"),
         ((recipes[0], *words, "--", "--seed", 3), "--seed: is set for every run"),
     ):
-        done = run_script("scripts/repeat_runs.py", *case)
+        done = fork_script("scripts/repeat_runs.py", *case)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert said in line

@@ -26,8 +26,8 @@ def test_five_kills(tmp_path: Path, run_script: Run) -> None:
 
 
 @pytest.mark.parametrize("flags", [("--kills", "0"), ("--processes", "3"), ("--workers", "-1"), ("--keep", "HERE")])
-def test_wrong_things_end_in_one_line(tmp_path: Path, run_script: Run, flags: tuple[str, str]) -> None:
+def test_wrong_things_end_in_one_line(tmp_path: Path, fork_script: Run, flags: tuple[str, str]) -> None:
     (tmp_path / "mine").write_text("mine")
-    done = run_script("scripts/torture.py", flags[0], tmp_path if flags[1] == "HERE" else flags[1])
+    done = fork_script("scripts/torture.py", flags[0], tmp_path if flags[1] == "HERE" else flags[1])
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]

@@ -36,7 +36,7 @@ def colours(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_it_learns_and_tells(colours: Path, tmp_path: Path, run_script: Run) -> None:
+def test_it_learns_and_tells(colours: Path, tmp_path: Path, run_script: Run, fork_script: Run) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text(SMALL)
     words = ("scripts/train_with_timm.py", "--recipe", recipe, "--data-path", colours, "--output-dir", tmp_path / "run")
@@ -45,7 +45,7 @@ def test_it_learns_and_tells(colours: Path, tmp_path: Path, run_script: Run) -> 
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert record == {"epoch": 6, "val/acc1": 100.0}
     assert done.stdout.splitlines()[-1] == " * Acc@1 100.000"
-    again = run_script(*words)
+    again = fork_script(*words)
     assert again.returncode == 2 and "already holds a run" in again.stderr
 
 
@@ -60,12 +60,12 @@ def test_it_learns_and_tells(colours: Path, tmp_path: Path, run_script: Run) -> 
     ],
 )
 def test_what_it_would_not_follow_is_an_error(
-    setting: str, said: str, colours: Path, tmp_path: Path, run_script: Run
+    setting: str, said: str, colours: Path, tmp_path: Path, fork_script: Run
 ) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text(SMALL)
     run = tmp_path / "run"
-    done = run_script(
+    done = fork_script(
         "scripts/train_with_timm.py", "--recipe", recipe, "--data-path", colours, "--output-dir", run, setting
     )
     assert done.returncode == 2, done.stderr

@@ -149,7 +149,7 @@ def test_so_many_failures_in_a_row_are_told_and_survived(tmp_path: Path, monkeyp
     ]
     failure = saver.find_failure()
     assert isinstance(failure, RunFolderError)
-    assert str(failure).endswith("make room and continue with --resume auto")
+    assert str(failure).endswith("once it can be written again, go on with --resume auto")
 
 
 def test_the_last_save_must_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line_and_the_old_checkpoints
     *told, last = [line for line in errors if "cannot write the checkpoint" in line]
     assert len(told) == 5  # each at once
     assert last == errors[-1]
-    assert last.endswith("make room and continue with --resume auto")
+    assert last.endswith("once it can be written again, go on with --resume auto")
     assert_same(load(tmp_path / "run"), before)
     assert [path.name for path in (tmp_path / "run").rglob("*.tmp")] == []
 
