@@ -3,10 +3,7 @@
 
 import sys
 
-from cspnet.errors import EXIT_STOPPED
-from cspnet.runtime.signals import leaving_at_signals, list_heeded
+from cspnet.cli.start import train
 
 if __name__ == "__main__":
-    with leaving_at_signals(dict.fromkeys(list_heeded(), EXIT_STOPPED), "train.py"):
-        from cspnet.cli.train import main
-    sys.exit(main())
+    sys.exit(train())

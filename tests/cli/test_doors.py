@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import signal
 import subprocess
 import sys
@@ -89,18 +91,32 @@ def test_what_nohup_has_ignored_is_not_heeded() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("door", ["train.py", "validate.py"])
-def test_signals_are_heeded_before_anything_is_imported_that_takes_time(door: str) -> None:
-    """What a door imports ahead of that block is small: the standard library, and two modules of its own."""
-    ahead = (ROOT / door).read_text().partition("if __name__")[0]
-    asked = f"{ahead}\nprint(sorted(name for name in sys.modules if name.startswith(('cspnet.', 'torch', 'yaml'))))"
+def test_signals_are_heeded_before_anything_is_imported_that_takes_time() -> None:
+    """What a door imports ahead of that is small: the standard library, and modules of its own that import no more."""
+    asked = "import sys, cspnet.cli.start; print([n for n in sys.modules if n[:6] in ('cspnet', 'torch', 'yaml')])"
     told = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ast.literal_eval(told.stdout) == [
+    assert sorted(ast.literal_eval(told.stdout)) == [
+        "cspnet",
+        "cspnet.cli",
+        "cspnet.cli.start",
         "cspnet.errors",
         "cspnet.runtime",
         "cspnet.runtime.leaving",
         "cspnet.runtime.signals",
     ]
+
+
+@pytest.mark.parametrize(("command", "door"), [("cspnet-train", "train.py"), ("cspnet-validate", "validate.py")])
+def test_an_installed_command_is_its_door(command: str, door: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the script that pip makes for it calls it."""
+    entry = re.search(rf'^{command} = "(.+):(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert entry
+    start = getattr(importlib.import_module(entry[1]), entry[2])
+    assert f"import {entry[2]}\n" in (ROOT / door).read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [command, "--no-such-flag"])
+        assert start() == 2
+    assert capsys.readouterr().err.startswith(f"{door}: error: ")
 
 
 def test_a_run_that_nobody_listens_to(picture_tree: Path, tmp_path: Path) -> None:
