@@ -37,7 +37,8 @@ import cspnet
 from cspnet.cli import build
 from cspnet.cli.benchmark_report import check_bounds, check_outputs, describe_machine, ratios, spread, write_report
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
-from cspnet.cli.validate_job import build_folded, run_pass
+from cspnet.cli.subject import build_folded
+from cspnet.cli.validate_job import run_pass
 from cspnet.data.index import open_index
 from cspnet.data.loader import default_workers
 from cspnet.data.samples import SampleIndex, digest_samples, join_paths

@@ -55,6 +55,7 @@ DOORS = {
         "cspnet/data/darknet.py",
         "cspnet/data/policies.py",
         "cspnet/cli/fuzzing/pictures.py",
+        "cspnet/reporting/contact_sheet.py",
     ),
     "safetensors": ("cspnet/weights/",),
     "simplejpeg": ("cspnet/data/jpeg.py",),

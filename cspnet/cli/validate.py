@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cspnet.cli.flags import FlagParser, join_tokens, run_door
+from cspnet.cli.flags import FlagParser, run_door
+from cspnet.cli.weight_flags import add_geometry_flags, add_weight_flags, list_overrides
 from cspnet.errors import UserError, shared_errors
 
 __all__ = ["create_parser", "main"]
@@ -30,28 +31,7 @@ def create_parser() -> FlagParser:
     parser = FlagParser(prog="validate.py", description=_DESCRIPTION)
     parser.add_argument("data", nargs="?", help="the data set's folder, as --data-path")
     what = parser.add_argument_group("what")
-    what.add_argument(
-        "--checkpoint", "--weights", type=Path, required=True, metavar="FILE", help="checkpoint or weight file"
-    )
-    what.add_argument(
-        "--source",
-        default="auto",
-        choices=("auto", "cspnet", "timm", "mmpretrain", "deepspark", "darknet"),
-        help="whose weight file it is [found out]",
-    )
-    what.add_argument("--model", "-a", "--arch", metavar="NAME", help="model of a weight file that does not name it")
-    what.add_argument(
-        "--model-kwargs", nargs="+", metavar="KEY=VALUE", help="options of the model, such as activation=mish"
-    )
-    what.add_argument(
-        "--num-classes", type=int, metavar="N", help="classes in a Darknet .weights file, which does not say it [1000]"
-    )
-    what.add_argument(
-        "--ema",
-        "--use-ema",
-        action=argparse.BooleanOptionalAction,
-        help="the moving average or the raw weights [the average, if there is one]",
-    )
+    add_weight_flags(what)
     data = parser.add_argument_group("data")
     data.add_argument("--data-path", "--data-dir", "--data", dest="data_path", metavar="DIR", help="holds val/")
     data.add_argument("--data-format", choices=("auto", "folder", "list", "shards"), help="[as in training]")
@@ -64,12 +44,7 @@ def create_parser() -> FlagParser:
         const=True,
         help="a list's entries may lie outside of its folder and DIR",
     )
-    data.add_argument("--img-size", "--val-crop-size", type=int, metavar="PX", help="side of a picture [the weights']")
-    data.add_argument("--crop-pct", "--crop-ratio", type=float, metavar="RATIO", help="centre share [the weights']")
-    data.add_argument("--interpolation", metavar="NAME", help="bilinear, bicubic, … [the weights']")
-    data.add_argument("--mean", nargs="+", metavar="VALUE", help="of red, green, blue [the weights']")
-    data.add_argument("--std", nargs="+", metavar="VALUE", help="of red, green, blue [the weights']")
-    data.add_argument("--exif", choices=("apply", "ignore"), help="EXIF orientation [as in training]")
+    add_geometry_flags(data)
     data.add_argument("-j", "--workers", type=int, metavar="N", help="reading processes per process [from the cores]")
     data.add_argument(
         "--data-timeout", type=float, metavar="S", help="seconds without a sign of life of what reads [180]"
@@ -110,18 +85,11 @@ def _validate(argv: Sequence[str]) -> int:
     from cspnet.cli.validate_job import ValidateJob, run_validate_job
 
     overrides = {
-        "model.name": args.model,
-        "model.options": args.model_kwargs and join_tokens(args.model_kwargs),
+        **list_overrides(args),
         "data.root": root,
         "data.format": args.data_format,
         "data.val": args.val_split,
         "data.outside_root": args.outside_root,
-        "data.val_px": args.img_size,
-        "data.crop_ratio": args.crop_pct,
-        "data.val_interpolation": args.interpolation,
-        "data.mean": args.mean and join_tokens(args.mean),
-        "data.std": args.std and join_tokens(args.std),
-        "data.exif": args.exif,
         "data.workers": args.workers,
         "data.timeout_s": args.data_timeout,
         "train.timeout_s": args.timeout,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,15 +14,14 @@ import torch
 from torch import nn
 
 from cspnet.cli import build
+from cspnet.cli.subject import Subject, build_folded, read_subject
 from cspnet.data.feed import BadImage, Batch
 from cspnet.data.index import find_split, open_index
 from cspnet.data.samples import SampleIndex
-from cspnet.errors import EXIT_DONE, CheckpointError, DataError, UserError, shared_errors
+from cspnet.errors import EXIT_DONE, DataError, UserError, shared_errors
 from cspnet.evaluation.answers import Answers, Changes, compare_answers
 from cspnet.evaluation.metrics import EvalResult
-from cspnet.models import create_model
-from cspnet.models.folding import FoldedNetwork, fold_batch_norm
-from cspnet.recipe.load import COMMAND_LINE, DEFAULT, load_recipe
+from cspnet.models.folding import FoldedNetwork
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog
@@ -31,15 +29,9 @@ from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import World, hurry, join_world, naming_the_missing, on_any_rank, on_main, read_world
 from cspnet.runtime.files import write_atomically
 from cspnet.runtime.memory import told_shortage
-from cspnet.weights.darknet import DarknetFile
-from cspnet.weights.load import count_classes, load_state_dict
-from cspnet.weights.match import Weights, describes_itself, match_weights, read_weight_file
+from cspnet.weights.load import load_state_dict
 
-__all__ = ["ValidateJob", "ValidationPass", "build_folded", "run_pass", "run_validate_job"]
-
-# Where the data lay in training, and on what machine, says nothing about where it lies now.
-_MACHINE_KEYS = ("data.workers", "data.outside_root", "data.timeout_s", "train.timeout_s", "train.device")
-_GEOMETRY_KEYS = ("data.val_px", "data.crop_ratio", "data.val_interpolation", "data.mean", "data.std")
+__all__ = ["ValidateJob", "ValidationPass", "run_pass", "run_validate_job"]
 
 
 @dataclass(frozen=True)
@@ -63,18 +55,6 @@ class ValidateJob:
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """What a file says about itself: weights, recipe, class names."""
-
-    recipe: Recipe
-    weights: Weights
-    num_classes: int
-    classes: tuple[str, ...]
-    geometry_source: str
-    """Where size, crop, interpolation and colours of the pictures come from."""
-
-
-@dataclass(frozen=True)
 class ValidationPass:
     """What came of one validation."""
 
@@ -94,7 +74,9 @@ def run_validate_job(job: ValidateJob) -> int:
         device = choose_device(job.overrides["train.device"], world.local_rank)
     with join_world(world) as world:
         with shared_errors():
-            subject = _read_subject(job, read_weight_file(job.checkpoint, job.source))
+            subject = read_subject(
+                job.checkpoint, job.overrides, source=job.source, num_classes=job.num_classes, ema=job.ema
+            )
             recipe, weights = subject.recipe, subject.weights
             amp_dtype = choose_amp_dtype(recipe.train.precision, device)
             if job.against_fp32 and amp_dtype is torch.float32 and not job.fold_bn:
@@ -152,13 +134,6 @@ def run_validate_job(job: ValidateJob) -> int:
     return EXIT_DONE
 
 
-def build_folded(recipe: Recipe, model: nn.Module, device: torch.device) -> FoldedNetwork:
-    """A copy of the network with BatchNorms folded, tried at the size of the validation pictures."""
-    side_px = build.build_geometry(recipe.data).size_px
-    noise = torch.randn(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
-    return fold_batch_norm(model, noise.to(device))
-
-
 def run_pass(
     recipe: Recipe,
     index: SampleIndex,
@@ -200,49 +175,7 @@ def _describe_changes(result: EvalResult, reference: EvalResult, changes: Change
     )
 
 
-def _read_subject(job: ValidateJob, content: Mapping[str, Any] | DarknetFile) -> _Subject:
-    """Weights and recipe of a file: a checkpoint of ours, or a plain weight file whose model --model names."""
-    where = str(job.checkpoint)
-    which = {None: "auto", True: "ema", False: "raw"}[job.ema]
-    about = content if describes_itself(content) else None
-    layers: list[tuple[str, Mapping[str, Any]]] = []
-    if about is not None:
-        if job.overrides.get("model.name", about["arch"]) != about["arch"]:
-            raise CheckpointError(
-                f"{where}: holds {about['arch']}, not {job.overrides['model.name']}; leave --model out"
-            )
-        saved = {key: value for key, value in about["recipe"].items() if key not in _MACHINE_KEYS}
-        layers.append((where, saved))
-    elif "model.name" not in job.overrides:
-        raise CheckpointError(f"{where}: does not say which model it holds; name it with --model NAME")
-    model = load_recipe(None, job.overrides, layers).recipe.model
-    with torch.device("meta"):
-        template = create_model(model.name, **model.options)
-    weights = match_weights(content, template, source=job.source, which=which, num_classes=job.num_classes, where=where)
-    if about is None and weights.preprocessing is not None:
-        layers.append((f"{where} ({weights.layout})", build.geometry_values(weights.preprocessing)))
-    resolved = load_recipe(None, job.overrides, layers)
-    return _Subject(
-        recipe=resolved.recipe,
-        weights=weights,
-        num_classes=about["num_classes"] if about else count_classes(template, weights.state, where=where),
-        classes=tuple(about["classes"]) if about else (),
-        geometry_source=_describe_sources({key: resolved.sources[key] for key in _GEOMETRY_KEYS}),
-    )
-
-
-def _describe_sources(sources: Mapping[str, str]) -> str:
-    """`FILE; val_px from the command line`: the source of most keys first, then the others by name."""
-    names = {COMMAND_LINE: "the command line", DEFAULT: "the default recipe, as the file does not say"}
-    (most, _), *others = Counter(sources.values()).most_common()
-    text = names.get(most, most)
-    for source, _ in others:
-        keys = ", ".join(key.removeprefix("data.") for key in sources if sources[key] == source)
-        text += f"; {keys} from {names.get(source, source)}"
-    return text
-
-
-def _open_index(job: ValidateJob, subject: _Subject, warn: Callable[[str], None]) -> SampleIndex:
+def _open_index(job: ValidateJob, subject: Subject, warn: Callable[[str], None]) -> SampleIndex:
     cfg = subject.recipe.data
     path = find_split(str(cfg.root), "val", cfg.val or "auto", cfg.format)
     index = open_index(

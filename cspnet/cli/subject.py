@@ -1,0 +1,99 @@
+"""What a file of weights is: the network in it, its classes, and the pictures that it was made for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cspnet.cli import build
+from cspnet.errors import CheckpointError
+from cspnet.models import create_model
+from cspnet.models.folding import FoldedNetwork, fold_batch_norm
+from cspnet.recipe.load import COMMAND_LINE, DEFAULT, load_recipe
+from cspnet.recipe.schema import Recipe
+from cspnet.weights.load import count_classes
+from cspnet.weights.match import Weights, describes_itself, match_weights, read_weight_file
+
+__all__ = ["Subject", "build_folded", "read_subject"]
+
+# Where the data lay in training, and on what machine, says nothing about where it lies now.
+_MACHINE_KEYS = ("data.workers", "data.outside_root", "data.timeout_s", "train.timeout_s", "train.device")
+_GEOMETRY_KEYS = ("data.val_px", "data.crop_ratio", "data.val_interpolation", "data.mean", "data.std")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a file says about itself: weights, recipe, class names."""
+
+    recipe: Recipe
+    weights: Weights
+    num_classes: int
+    classes: tuple[str, ...]
+    geometry_source: str
+    """Where size, crop, interpolation and colours of the pictures come from."""
+
+
+def read_subject(
+    file: Path, overrides: Mapping[str, Any], *, source: str, num_classes: int | None, ema: bool | None
+) -> Subject:
+    """Weights and recipe of a file: a checkpoint of ours, or a plain weight file whose model --model names.
+
+    Args:
+        overrides: {dotted key of the recipe: value} of what was given.
+        source: whose weight file it is; auto finds out.
+        num_classes: classes of a Darknet file; None takes 1000.
+        ema: the moving average or the raw weights; None takes the average if there is one.
+    Raises:
+        CheckpointError: missing, damaged, of another model, or it does not say of which.
+        ModelError, RecipeError: a model or a value that cannot be.
+    """
+    where = str(file)
+    content = read_weight_file(file, source)
+    which = {None: "auto", True: "ema", False: "raw"}[ema]
+    about = content if describes_itself(content) else None
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if about is not None:
+        if overrides.get("model.name", about["arch"]) != about["arch"]:
+            raise CheckpointError(f"{where}: holds {about['arch']}, not {overrides['model.name']}; leave --model out")
+        saved = {key: value for key, value in about["recipe"].items() if key not in _MACHINE_KEYS}
+        layers.append((where, saved))
+    elif "model.name" not in overrides:
+        raise CheckpointError(f"{where}: does not say which model it holds; name it with --model NAME")
+    model = load_recipe(None, overrides, layers).recipe.model
+    with torch.device("meta"):
+        template = create_model(model.name, **model.options)
+    weights = match_weights(content, template, source=source, which=which, num_classes=num_classes, where=where)
+    if about is None and weights.preprocessing is not None:
+        layers.append((f"{where} ({weights.layout})", build.geometry_values(weights.preprocessing)))
+    resolved = load_recipe(None, overrides, layers)
+    return Subject(
+        recipe=resolved.recipe,
+        weights=weights,
+        num_classes=about["num_classes"] if about else count_classes(template, weights.state, where=where),
+        classes=tuple(about["classes"]) if about else (),
+        geometry_source=_describe_sources({key: resolved.sources[key] for key in _GEOMETRY_KEYS}),
+    )
+
+
+def build_folded(recipe: Recipe, model: nn.Module, device: torch.device) -> FoldedNetwork:
+    """A copy of the network with BatchNorms folded, tried at the size of the validation pictures."""
+    side_px = build.build_geometry(recipe.data).size_px
+    noise = torch.randn(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
+    return fold_batch_norm(model, noise.to(device))
+
+
+def _describe_sources(sources: Mapping[str, str]) -> str:
+    """`FILE; val_px from the command line`: the source of most keys first, then the others by name."""
+    names = {COMMAND_LINE: "the command line", DEFAULT: "the default recipe, as the file does not say"}
+    (most, _), *others = Counter(sources.values()).most_common()
+    text = names.get(most, most)
+    for source, _ in others:
+        keys = ", ".join(key.removeprefix("data.") for key in sources if sources[key] == source)
+        text += f"; {keys} from {names.get(source, source)}"
+    return text

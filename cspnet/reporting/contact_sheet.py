@@ -1,0 +1,64 @@
+"""A contact sheet: small pictures in rows, each with a line about it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cspnet.runtime.files import replacing
+
+__all__ = ["SIDE_PX", "Caption", "draw_sheet"]
+
+SIDE_PX = 160
+"""The longer side of a picture on the sheet."""
+_GAP_PX, _LINE_PX, _FONT_PX = 8, 16, 12
+_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A picture, and what stands below it."""
+
+    picture: np.ndarray | None
+    """(H, W, 3) uint8, at most SIDE_PX long; None where it cannot be read."""
+    text: str
+    path: str
+
+
+def draw_sheet(file: Path, captions: Sequence[Caption]) -> None:
+    """Write a sheet, six pictures in a row; in the place of one that cannot be read is a grey square.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    columns = min(_COLUMNS, len(captions))
+    rows = math.ceil(len(captions) / columns)
+    wide, high = SIDE_PX + _GAP_PX, SIDE_PX + 2 * _LINE_PX + _GAP_PX
+    sheet = Image.new("RGB", (columns * wide + _GAP_PX, rows * high + _GAP_PX), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
+    for i, caption in enumerate(captions):
+        x, y = _GAP_PX + i % columns * wide, _GAP_PX + i // columns * high
+        if caption.picture is None:
+            picture = Image.new("RGB", (SIDE_PX, SIDE_PX), "lightgrey")
+        else:
+            picture = Image.fromarray(caption.picture)
+        sheet.paste(picture, (x + (SIDE_PX - picture.width) // 2, y + (SIDE_PX - picture.height) // 2))
+        for line, text in enumerate((caption.text, os.path.basename(caption.path))):
+            pen.text((x, y + SIDE_PX + line * _LINE_PX), _shorten(text, font), "black" if line == 0 else "grey", font)
+    with replacing(file) as temporary:
+        sheet.save(temporary, "PNG" if file.suffix.lower() == ".png" else "JPEG", quality=90)
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, without what does not fit below a picture, and with what no font shows written out."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    kept = text
+    while font.getlength(kept + "…" * (kept != text)) > SIDE_PX:
+        kept = kept[:-1]
+    return kept + "…" * (kept != text)
