@@ -1,0 +1,73 @@
+"""docs/COMING_FROM.md: what it says stands on this side is a flag here, and what is taken as it is, is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cspnet.cli.flags import read_overrides
+from cspnet.cli.train import create_parser as create_train_parser
+from cspnet.cli.validate import create_parser as create_validate_parser
+from cspnet.recipe.load import load_recipe
+from cspnet.recipe.schema import MixRecipe
+from cspnet.weights.layouts import LAYOUTS
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "COMING_FROM.md").read_text()
+FLAG = re.compile(r"(?<![\w.-])--?[a-zA-Z][\w.-]*")
+OPTIONS = {option for action in create_train_parser()._actions for option in action.option_strings}
+
+
+def spans(text: str) -> list[str]:
+    """What stands between backticks."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+def test_flags_taken_as_they_are() -> None:
+    paragraph = PAGE[PAGE.index("taken as they are:") : PAGE.index("What has another name")]
+    flags = spans(paragraph)
+    assert len(flags) > 60
+    assert [flag for flag in flags if flag not in OPTIONS] == []
+
+
+def test_the_other_side_of_the_table() -> None:
+    rows = [line.split("|") for line in PAGE.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert len(rows) > 20
+    here = [flag for row in rows for span in spans(row[2]) for flag in FLAG.findall(span) if flag != "--a.b"]
+    assert len(here) > 30
+    assert [flag for flag in here if flag not in OPTIONS] == []
+
+
+def test_commands() -> None:
+    (block,) = (block for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) if "validate.py" in block)
+    known = {
+        "train.py": OPTIONS,
+        "validate.py": {option for action in create_validate_parser()._actions for option in action.option_strings},
+        "scripts/convert_weights.py": {"--to"},
+    }
+    for line in block.splitlines():
+        words = line.split()
+        assert [flag for flag in FLAG.findall(line) if flag not in known[words[1]]] == []
+
+
+def test_values_that_it_names() -> None:
+    parser = create_train_parser()
+    for words in (
+        ["--precision", "bf16"],
+        ["--precision", "fp16"],
+        ["--sched", "darknet_poly", "--warmup-steps", "1000", "--power", "4"],
+        ["--data.decoder", "pillow"],
+        ["--data.train_crop", "darknet"],
+        ["--mix.darknet", "cutmix"],
+        ["--compile", "true"],
+        ["--optim.decay_norm_and_bias", "false"],
+        ["--model-kwargs", "drop_rate=0.1", "drop_path_rate=0.1"],
+    ):
+        load_recipe(None, read_overrides(parser.parse_all(words)))
+    assert "cutmix" in str(MixRecipe.__annotations__["darknet"])
+
+
+@pytest.mark.parametrize("layout", ["timm", "mmpretrain", "deepspark"])
+def test_layouts(layout: str) -> None:
+    assert layout in LAYOUTS
