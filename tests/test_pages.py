@@ -1,4 +1,4 @@
-"""docs/COMING_FROM.md: what it says stands on this side is a flag here, and what is taken as it is, is."""
+"""docs/COMING_FROM.md and docs/TROUBLESHOOTING.md: the flags and scripts that they name are there."""
 
 from __future__ import annotations
 
@@ -71,3 +71,18 @@ def test_values_that_it_names() -> None:
 @pytest.mark.parametrize("layout", ["timm", "mmpretrain", "deepspark"])
 def test_layouts(layout: str) -> None:
     assert layout in LAYOUTS
+
+
+def test_flags_of_the_troubleshooting_page() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "TROUBLESHOOTING.md").read_text()
+    known = OPTIONS | {option for action in create_validate_parser()._actions for option in action.option_strings}
+    flags = [flag for span in spans(page) for flag in re.findall(r"--[a-z][\w.-]*", span)]
+    assert len(flags) > 20
+    assert [flag for flag in flags if flag not in known] == []
+
+
+def test_scripts_that_the_pages_name() -> None:
+    root = Path(__file__).resolve().parent.parent
+    for page in ("COMING_FROM.md", "TROUBLESHOOTING.md"):
+        for name in re.findall(r"(?:scripts|recipes)/[\w./]+", (root / "docs" / page).read_text()):
+            assert (root / name.rstrip(".")).exists(), name
