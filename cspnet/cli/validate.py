@@ -67,7 +67,14 @@ def create_parser() -> FlagParser:
     how.add_argument(
         "--timeout", type=float, metavar="S", help="seconds that processes wait for one that does not come [300]"
     )
-    how.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    out = parser.add_argument_group("files")
+    out.add_argument("--json", type=Path, metavar="FILE", help="the result as JSON")
+    out.add_argument(
+        "--results-file", type=Path, metavar="FILE", help="a row in timm's columns, added to this CSV file"
+    )
+    out.add_argument("--per-image", type=Path, metavar="FILE", help="what each picture was taken for, as CSV")
+    out.add_argument("--per-class", type=Path, metavar="FILE", help="how many of each class are right, as CSV")
+    out.add_argument("--confusion", type=Path, metavar="FILE", help="class (row) against answer (column), as CSV")
     return parser
 
 
@@ -82,6 +89,7 @@ def _validate(argv: Sequence[str]) -> int:
         root = args.data_path or args.data
         if root is None:
             raise UserError("no data set given; name the folder that holds val/ with --data-path DIR")
+    from cspnet.cli.result_files import ResultFiles
     from cspnet.cli.validate_job import ValidateJob, run_validate_job
 
     overrides = {
@@ -97,6 +105,14 @@ def _validate(argv: Sequence[str]) -> int:
         "train.device": args.device,
         "train.precision": args.precision,
     }
+    with shared_errors():
+        files = ResultFiles(
+            as_json=args.json,
+            timm_csv=args.results_file,
+            per_image=args.per_image,
+            per_class=args.per_class,
+            confusion=args.confusion,
+        )
     given = {key: value for key, value in overrides.items() if value is not None}
     job = ValidateJob(
         args.checkpoint,
@@ -104,7 +120,7 @@ def _validate(argv: Sequence[str]) -> int:
         args.source,
         args.num_classes,
         args.ema,
-        args.json,
+        files,
         fold_bn=args.fold_bn,
         against_fp32=args.against_fp32,
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,21 @@ import torch
 from torch import nn
 
 from cspnet.cli import build
+from cspnet.cli.result_files import ResultFiles
 from cspnet.cli.subject import Subject, build_folded, read_subject
 from cspnet.data.feed import BadImage, Batch
 from cspnet.data.index import find_split, open_index
 from cspnet.data.samples import SampleIndex
 from cspnet.errors import EXIT_DONE, DataError, UserError, shared_errors
-from cspnet.evaluation.answers import Answers, Changes, compare_answers
+from cspnet.evaluation.answers import Answers, Changes, compare_answers, gather_answers
 from cspnet.evaluation.metrics import EvalResult
+from cspnet.evaluation.tables import AnswerTable
 from cspnet.models.folding import FoldedNetwork
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import World, hurry, join_world, naming_the_missing, on_any_rank, on_main, read_world
-from cspnet.runtime.files import write_atomically
 from cspnet.runtime.memory import told_shortage
 from cspnet.weights.load import load_state_dict
 
@@ -47,7 +47,8 @@ class ValidateJob:
     """Classes of a Darknet file; None takes 1000."""
     ema: bool | None
     """None takes the moving average if there is one."""
-    json_file: Path | None
+    files: ResultFiles = field(default_factory=ResultFiles)
+    """To write."""
     fold_bn: bool = True
     """Whether BatchNorms are computed within the convolutions before them."""
     against_fp32: bool = False
@@ -67,8 +68,6 @@ class ValidationPass:
 def run_validate_job(job: ValidateJob) -> int:
     """Validate, print, write JSON if asked; the exit code."""
     with shared_errors():
-        if job.json_file and (job.json_file.is_dir() or not job.json_file.parent.is_dir()):
-            raise UserError(f"--json {job.json_file}: name a file in a folder that exists")
         world = read_world()
         console = Console(world.rank)
         device = choose_device(job.overrides["train.device"], world.local_rank)
@@ -129,8 +128,15 @@ def run_validate_job(job: ValidateJob) -> int:
             console.say(f"float32, nothing folded: {str(reference.result).strip('* ')}")
             console.say(_describe_changes(result, reference.result, changes))
             report["fp32"] = {**reference.result.to_dict(), **asdict(changes)}
-        if job.json_file and world.is_main:
-            _write_json(job.json_file, report)
+        if job.files.wants_answers:
+            top, is_readable = gather_answers(found.answers, len(index), hurried)
+            names = subject.classes or index.classes or [f"class {i}" for i in range(subject.num_classes)]
+            if world.is_main:
+                job.files.write_answers(AnswerTable(top, index.labels, is_readable, names), index)
+        if world.is_main:
+            job.files.write_json(report)
+            num_params = sum(p.numel() for p in model.parameters())
+            job.files.append_timms(recipe.model.name, result, num_params, geometry)
     return EXIT_DONE
 
 
@@ -192,10 +198,3 @@ def _open_index(job: ValidateJob, subject: Subject, warn: Callable[[str], None])
             f"{path}: {len(index.classes)} class folders, but {job.checkpoint} has {subject.num_classes} classes"
         )
     return index
-
-
-def _write_json(file: Path, report: dict[str, Any]) -> None:
-    try:
-        write_atomically(file, (json.dumps(report, indent=2) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"{file}: cannot write the result: {error.strerror}") from error

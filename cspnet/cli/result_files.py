@@ -1,0 +1,136 @@
+"""The files that validate.py writes beside what it prints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cspnet.cli.build import EvalGeometry
+from cspnet.data.samples import SampleIndex
+from cspnet.errors import UserError
+from cspnet.evaluation.metrics import EvalResult
+from cspnet.evaluation.tables import CLASS_COLUMNS, AnswerTable, image_columns
+from cspnet.runtime.files import write_atomically
+
+__all__ = ["ResultFiles", "append_result"]
+
+_TIMM_COLUMNS = (
+    "model",
+    "top1",
+    "top1_err",
+    "top5",
+    "top5_err",
+    "param_count",
+    "img_size",
+    "crop_pct",
+    "interpolation",
+)
+"""Source: timm's validate.py, --results-file."""
+
+
+class ResultFiles:
+    """Where results go, None for what is not asked for.
+
+    Raises:
+        UserError: one cannot be there.
+    """
+
+    def __init__(
+        self,
+        *,
+        as_json: Path | None = None,
+        timm_csv: Path | None = None,
+        per_image: Path | None = None,
+        per_class: Path | None = None,
+        confusion: Path | None = None,
+    ) -> None:
+        self.as_json, self.timm_csv = as_json, timm_csv
+        self.per_image, self.per_class, self.confusion = per_image, per_class, confusion
+        flags = {"--json": as_json, "--results-file": timm_csv, "--per-image": per_image, "--per-class": per_class}
+        for flag, file in {**flags, "--confusion": confusion}.items():
+            if file and (file.is_dir() or not file.parent.is_dir()):
+                raise UserError(f"{flag} {file}: name a file in a folder that exists")
+        if timm_csv and timm_csv.exists():
+            _check_header(timm_csv)
+
+    @property
+    def wants_answers(self) -> bool:
+        """Whether the answers to single pictures are needed."""
+        return any((self.per_image, self.per_class, self.confusion))
+
+    def write_answers(self, table: AnswerTable, index: SampleIndex) -> None:
+        """The files of single pictures and classes.
+
+        Raises:
+            UserError: one cannot be written.
+        """
+        if self.per_image:
+            rows = table.image_rows([_printable(index.path(i)) for i in range(len(index))])
+            _write(self.per_image, _to_csv(image_columns(table.top.shape[1]), rows))
+        if self.per_class:
+            _write(self.per_class, _to_csv(CLASS_COLUMNS, table.class_rows()))
+        if self.confusion:
+            counts: np.ndarray = table.confusion()
+            rows = ([name, *line] for name, line in zip(table.names, counts.tolist(), strict=True))
+            _write(self.confusion, _to_csv(["class", *table.names], rows))
+
+    def write_json(self, report: dict[str, Any]) -> None:
+        """The whole report."""
+        if self.as_json:
+            _write(self.as_json, json.dumps(report, indent=2) + "\n")
+
+    def append_timms(self, model: str, result: EvalResult, num_params: int, geometry: EvalGeometry) -> None:
+        """A row in timm's columns, behind those that the file has."""
+        if self.timm_csv:
+            append_result(self.timm_csv, model, result, num_params, geometry)
+
+
+def append_result(file: Path, model: str, result: EvalResult, num_params: int, geometry: EvalGeometry) -> None:
+    """Add a row to a CSV file in timm's columns, made if it is not there; percentages, and millions of parameters."""
+    row = [
+        model,
+        *(f"{value:.3f}" for value in (result.acc1, 100 - result.acc1, result.acc5, 100 - result.acc5)),
+        f"{num_params / 1e6:.2f}",
+        geometry.size_px,
+        geometry.crop_ratio,
+        geometry.interpolation,
+    ]
+    before = _check_header(file) if file.exists() else ""
+    _write(file, (before or _to_csv(_TIMM_COLUMNS, [])) + _to_csv(row, []))
+
+
+def _check_header(file: Path) -> str:
+    """What a results file holds, with the line break at its end that an editor may have left out."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--results-file {file}: cannot be read") from error
+    if text and text.splitlines()[0] != ",".join(_TIMM_COLUMNS):
+        raise UserError(f"--results-file {file}: holds other columns; name a new file")
+    return text if text.endswith("\n") or not text else text + "\n"
+
+
+def _to_csv(header: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        write_atomically(file, text.encode())
+    except OSError as error:
+        raise UserError(f"{file}: cannot write the result: {error.strerror}") from error
+
+
+def _printable(path: str) -> str:
+    """A file name may be any bytes."""
+    return path.encode("utf-8", "backslashreplace").decode()
