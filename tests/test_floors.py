@@ -57,6 +57,7 @@ DOORS = {
         "cspnet/cli/fuzzing/pictures.py",
         "cspnet/reporting/contact_sheet.py",
     ),
+    "matplotlib": ("cspnet/reporting/plots.py",),
     "safetensors": ("cspnet/weights/",),
     "simplejpeg": ("cspnet/data/jpeg.py",),
 }
