@@ -65,6 +65,8 @@ class _SetKeys(argparse.Action):
         value = self.constant if values is None or values == [] else values
         if self.nargs == "+":
             value = join_tokens(value)
+            if isinstance(value, (int, float)):  # a list of one
+                value = [value]
         overrides = dict(getattr(namespace, "overrides", None) or {})
         overrides.update(dict.fromkeys(self.keys, value))
         namespace.overrides = overrides

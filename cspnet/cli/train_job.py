@@ -220,7 +220,17 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: Train
         console.warn(
             f"the warm-up takes {warmup_steps:,} steps and the whole run {total_steps:,}: lr never gets to its peak"
         )
+    if cfg.data.train_crop == "darknet" and cfg.darknet.min_crop_px > 2 * cfg.data.train_px:
+        console.warn(
+            f"darknet.min_crop_px: the shorter side becomes {cfg.darknet.min_crop_px} to {cfg.darknet.max_crop_px} px, "
+            f"of which {cfg.data.train_px} px are seen: set both sizes to suit data.train_px"
+        )
     epochs = -(-total_steps // plan.steps_per_epoch)
+    late = [epoch for epoch in cfg.schedule.milestones_epochs if epoch >= epochs]
+    if cfg.schedule.name == "multistep" and late:
+        console.warn(f"schedule.milestones_epochs: {late[0]:g} is not reached in a run of {epochs} epochs")
+    if cfg.mix.is_on and cfg.mix.off_epoch > epochs:
+        console.warn(f"mix.off_epoch: {cfg.mix.off_epoch} is not reached in a run of {epochs} epochs")
     if cfg.data.ramp_epochs[1] >= epochs:
         console.warn(
             f"the pictures grow until epoch {cfg.data.ramp_epochs[1] + 1} and the run has {epochs}: none is of "
@@ -274,7 +284,8 @@ def _say_start(run: Run, splits: build.Splits, start: Start, console: Console) -
     console.say(
         f"batch   {plan.global_batch_size} pictures a step ({plan.batch_size} x {plan.accumulate} micro-batches x "
         f"{run.world.size} processes), lr {peak_lr(cfg.optim, plan.global_batch_size):g} {cfg.schedule.name}, "
-        f"{run.total_steps:,} steps, {plan.steps_per_epoch:,} an epoch (pictures left out of an epoch: {left_out})"
+        f"{count_steps(cfg, run.loader):,} steps, {plan.steps_per_epoch:,} an epoch (pictures left out of an epoch: "
+        f"{left_out})"
     )
     console.say(
         f"device  {run.device}, {precision}, {run.loader.workers} workers; "

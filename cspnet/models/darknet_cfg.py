@@ -471,12 +471,12 @@ class DarknetCfgNet(nn.Module):
 
     def _initialize(self, bn_momentum: float) -> None:
         for conv, bn in self.darknet_convs():
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            bound = math.sqrt(2 / conv.weight[0].numel())  # Darknet's, as in `cspnet.models.network`
+            nn.init.uniform_(conv.weight, -bound, bound)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
             if bn is not None:
                 bn.momentum = bn_momentum
-        nn.init.normal_(self.darknet_convs()[-1][0].weight, std=0.01)
 
     def darknet_convs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
         """All convolutions in the file's order, each with its BatchNorm or None; the last is the classifier."""

@@ -10,7 +10,9 @@ from cspnet.recipe.schema import DarknetRecipe, Recipe
 
 __all__ = ["check_recipe", "list_idle"]
 
-_RANDAUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?))*")  # timm passes over what it does not know
+_RANDAUGMENT = re.compile(  # timm passes over what it does not know, and clips a magnitude above 10
+    r"rand(-(m([0-9]|10)|n[1-9]\d*|(mmax|inc)\d+|mstd\d+(\.\d+)?|p(0(\.\d+)?|1(\.0+)?)))*"
+)
 _OWN_ARGUMENTS = {"name", "num_classes", "features_only", "out_indices", "model_name", "pretrained"}
 
 
@@ -163,6 +165,16 @@ _NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Recipe], bool]], ...] = (
         lambda recipe: recipe.schedule.name in ("poly", "darknet_poly"),
     ),
     (("schedule.warmup_lr", "schedule.warmup_power"), "a warm-up", _has_warmup),
+    (
+        ("mix.cutmix_alpha", "mix.mixup_alpha"),
+        "mix.prob above 0",
+        lambda recipe: recipe.mix.prob > 0,
+    ),
+    (
+        ("schedule.min_lr", "schedule.decay_from"),
+        "another schedule.name than constant",
+        lambda recipe: recipe.schedule.name != "constant",
+    ),
     (("ema.warmup",), "ema.decay", lambda recipe: recipe.ema.decay > 0),
 )
 

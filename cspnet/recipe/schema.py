@@ -60,9 +60,10 @@ Positive = Annotated[float, Field(gt=0), AfterValidator(_finite)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 AtMostOne = Annotated[float, Field(gt=0, le=1)]
-Rgb = Annotated[tuple[NonNegative, NonNegative, NonNegative], BeforeValidator(_as_tuple)]
-PositiveRgb = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_as_tuple)]
+Rgb = Annotated[tuple[Share, Share, Share], BeforeValidator(_as_tuple)]
+PositiveRgb = Annotated[tuple[AtMostOne, AtMostOne, AtMostOne], BeforeValidator(_as_tuple)]
 Range = Annotated[tuple[Positive, Positive], BeforeValidator(_as_tuple), AfterValidator(_ordered)]
+ShareRange = Annotated[tuple[AtMostOne, AtMostOne], BeforeValidator(_as_tuple), AfterValidator(_ordered)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
@@ -114,7 +115,7 @@ class DataRecipe:
     train_crop: Literal["random_resized", "random_pad", "darknet"] = "random_resized"
     """random_resized: a random area, resized. random_pad: resized, padded by pad_px, shifted at random. darknet: the
     affine sampling and colours of the group darknet."""
-    train_scale: Range = (0.08, 1.0)
+    train_scale: ShareRange = (0.08, 1.0)
     """random_resized: share of the picture's area, smallest and largest."""
     train_aspect: Range = (3 / 4, 4 / 3)
     """random_resized: width / height of the area, smallest and largest."""

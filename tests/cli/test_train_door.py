@@ -276,6 +276,11 @@ def test_a_checkpoint_with_a_key_of_old_goes_on(run_copy: Path, capsys: pytest.C
         ),
         (("--cutmix", "1", "--batch-size", "1"), "a batch of one picture has no other"),
         (("--warmup-steps", "100"), "lr never gets to its peak"),
+        (("--mixup", "0.2", "--mixup-prob", "0"), "mix.mixup_alpha: does nothing here; it needs mix.prob above 0"),
+        (("--sched", "constant", "--min-lr", "0.01"), "schedule.min_lr: does nothing here"),
+        (("--sched", "multistep", "--decay-milestones", "30"), "30 is not reached in a run of 1 epochs"),
+        (("--mixup", "0.2", "--mixup-off-epoch", "5"), "mix.off_epoch: 5 is not reached"),
+        (("--data.train_crop", "darknet"), "becomes 128 to 448 px, of which 32 px are seen"),
     ],
 )
 def test_a_wish_that_does_nothing_is_told(

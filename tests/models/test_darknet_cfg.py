@@ -210,15 +210,21 @@ def test_convolutions_in_the_files_order_under_darknets_numbers() -> None:
     assert {bn.eps for _, bn in net.darknet_convs() if bn} == {1e-5}
 
 
+def check_darknets_uniform(conv: nn.Conv2d) -> None:
+    """Uniform in ±sqrt(2 / (k * k * c / groups)). Source: darknet, convolutional_layer.c, make_convolutional_layer."""
+    bound = math.sqrt(2 / (conv.kernel_size[0] ** 2 * conv.in_channels / conv.groups))
+    assert 0.98 * bound < conv.weight.abs().max().item() <= bound
+    assert conv.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+
+
 def test_initial_weights() -> None:
     net = build(CFGS["resnet10"](), 1000)
     *convs, (classifier, no_bn) = net.darknet_convs()
     for conv, bn in convs:
-        std = math.sqrt(2 / (conv.out_channels * conv.kernel_size[0] ** 2))
-        assert conv.weight.std().item() == pytest.approx(std, rel=0.03)
+        check_darknets_uniform(conv)
         assert bn is not None and (bn.weight == 1).all() and (bn.bias == 0).all()
     assert no_bn is None and classifier.bias is not None and not classifier.bias.any()
-    assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.01)
+    check_darknets_uniform(classifier)
     assert not build(ALL_KINDS).layers[13].conv.bias.any()
 
 
