@@ -77,18 +77,18 @@ def draw_view(
     )
 
 
-def render_view(pixels: np.ndarray, view: View, size_px: int) -> np.ndarray:
+def render_view(picture: Picture, view: View, size_px: int) -> np.ndarray:
     """A picture as the view shows it, not mirrored: Darknet does that before the colours, which no pixel can tell.
 
     Bilinear between the four neighbours, without antialiasing; what lies outside the picture is black, also as a
     neighbour. Everything is computed in float32 and rounded once, at the end.
 
-    Args:
-        pixels: (H, W, 3) uint8.
     Returns:
         (size_px, size_px, 3) uint8.
+    Raises:
+        UnreadableImageError: the picture is damaged.
     """
-    image = _distort(_sample(pixels, view, size_px), view)
+    image = _distort(_sample(picture, view, size_px), view)
     # By way of int32, because torch turns floats into bytes one by one.
     return image.clamp_(0, 255).add_(0.5).int().permute(1, 2, 0).to(torch.uint8).numpy()
 
@@ -102,20 +102,20 @@ def _source_map(view: View, width: int, height: int, size_px: int) -> np.ndarray
     return np.column_stack([turn, shift])
 
 
-def _sample(pixels: np.ndarray, view: View, size_px: int) -> Tensor:
+def _sample(picture: Picture, view: View, size_px: int) -> Tensor:
     """(3, size_px, size_px) float32, on the scale of the bytes."""
-    height, width = pixels.shape[:2]
-    matrix = _source_map(view, width, height, size_px)
-    # Only the part of the picture that is seen becomes float.
+    sides = picture.width, picture.height
+    matrix = _source_map(view, *sides, size_px)
+    # Only the part of the picture that is seen is decoded, and becomes float.
     corners = matrix @ np.array([[0, size_px, 0, size_px], [0, 0, size_px, size_px], [1, 1, 1, 1]])
     left, top = (int(max(0, value)) for value in np.floor(corners.min(axis=1)))
-    right, bottom = (
-        int(min(side, value)) for side, value in zip((width, height), np.ceil(corners.max(axis=1)) + 1, strict=True)
-    )
+    right, bottom = (int(min(side, value)) for side, value in zip(sides, np.ceil(corners.max(axis=1)) + 1, strict=True))
     if left >= right or top >= bottom:
         return torch.zeros(3, size_px, size_px)
+    pixels, (area_left, area_top, area_right, area_bottom) = picture.decode_box((left, top, right, bottom), None)
     # The bytes stay in their order, so that the three colours of a pixel are read together.
-    seen = torch.from_numpy(np.array(pixels[top:bottom, left:right])).float().permute(2, 0, 1)[None]
+    area = np.array(pixels[area_top:area_bottom, area_left:area_right])
+    seen = torch.from_numpy(area).float().permute(2, 0, 1)[None]
     matrix[:, 2] -= (left, top)
     grid = _create_grid(matrix, size_px, right - left, bottom - top)
     return F.grid_sample(seen, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
@@ -170,4 +170,4 @@ class DarknetView:
     def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, bool]:
         """A picture of any size -> (size_px, size_px, 3) uint8, and whether to mirror it."""
         view = draw_view(rng, picture.width, picture.height, size_px, self.cfg, self.flip_prob)
-        return render_view(np.asarray(picture.rgb()), view, size_px), view.flip
+        return render_view(picture, view, size_px), view.flip

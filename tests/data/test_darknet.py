@@ -9,8 +9,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cspnet.data.darknet import View, draw_view, rand_scale, render_view
+from cspnet.data.decode import WholePicture
 from cspnet.recipe.schema import DarknetRecipe
 from cspnet.runtime.random import generator_at
 from tests.data.darknet_reference import hsv_to_rgb, render, rgb_to_hsv
@@ -23,6 +25,10 @@ from tests.data.distributions import (
 )
 
 ROUNDED = 0.51  # grey levels between a number and the whole one next to it, and a little for float32
+
+
+def as_picture(pixels: np.ndarray) -> WholePicture:
+    return WholePicture(Image.fromarray(pixels))
 
 
 def picture_of(kind: str, width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -54,7 +60,7 @@ def view_of(**changes: float) -> View:
 
 def check(pixels: np.ndarray, view: View, size_px: int) -> np.ndarray:
     """Render, mirror if the view says so, compare with the loops and return the pixels."""
-    out = render_view(pixels, view, size_px)
+    out = render_view(as_picture(pixels), view, size_px)
     out = out[:, ::-1] if view.flip else out
     assert out.shape == (size_px, size_px, 3) and out.dtype == np.uint8
     expected = render(pixels, size_px, **asdict(view))
@@ -162,17 +168,19 @@ def test_a_square_picture_can_stay_as_it_is() -> None:
     for kind in KINDS:
         for size_px in (8, 33):
             pixels = picture_of(kind, size_px, size_px)
-            assert np.array_equal(render_view(pixels, view_of(), size_px), pixels)
-            assert np.array_equal(render_view(pixels, view_of(flip=True), size_px), pixels), "the device's work"
+            assert np.array_equal(render_view(as_picture(pixels), view_of(), size_px), pixels)
+            assert np.array_equal(render_view(as_picture(pixels), view_of(flip=True), size_px), pixels), (
+                "the device's work"
+            )
 
 
 def test_what_lies_outside_is_black() -> None:
     size_px = 32
-    shrunk = render_view(picture_of("white", size_px, size_px), view_of(scale=0.5), size_px)
+    shrunk = render_view(as_picture(picture_of("white", size_px, size_px)), view_of(scale=0.5), size_px)
     seen = np.flatnonzero(shrunk[:, :, 0].any(axis=0))
     assert abs(len(seen) - size_px / 2) <= 1
     assert abs(seen.mean() - size_px / 2) <= 1
-    moved = render_view(picture_of("white", size_px, size_px), view_of(dx=5.0, dy=-3.0), size_px)
+    moved = render_view(as_picture(picture_of("white", size_px, size_px)), view_of(dx=5.0, dy=-3.0), size_px)
     expected = np.zeros_like(moved)
     expected[3:, :-5] = 255
     assert np.array_equal(moved, expected)
@@ -181,7 +189,7 @@ def test_what_lies_outside_is_black() -> None:
 def test_the_picture_is_left_alone() -> None:
     pixels = picture_of("noise", 30, 20).copy()
     before = pixels.copy()
-    render_view(pixels, view_of(scale=0.7, flip=True, hue=0.1, saturation=1.3, exposure=1.3), 24)
+    render_view(as_picture(pixels), view_of(scale=0.7, flip=True, hue=0.1, saturation=1.3, exposure=1.3), 24)
     assert np.array_equal(pixels, before)
 
 
@@ -303,4 +311,4 @@ def test_the_thinnest_pictures_have_views(size: tuple[int, int]) -> None:
     for i in range(20):
         view = draw_view(generator_at(5, "augment", 0, i), *size, 16, DarknetRecipe(angle_deg=0.0), 0.5)
         assert all(math.isfinite(number) for number in asdict(view).values())
-        assert render_view(picture_of("white", *size), view, 16).any()
+        assert render_view(as_picture(picture_of("white", *size)), view, 16).any()

@@ -68,7 +68,7 @@ def read_and_mirror(index: SampleIndex, crop: str, sample: int, position: int, s
     rng = generator_at(SEED, "augment", 0, position)
     if crop == "darknet":
         view = draw_view(rng, picture.width, picture.height, SIDE, DarknetRecipe(), DATA.flip_prob)
-        is_flipped, pixels = view.flip, render_view(np.asarray(picture.rgb()), view, SIDE)
+        is_flipped, pixels = view.flip, render_view(picture, view, SIDE)
     elif crop == "random_pad":
         is_flipped = rng.random() < DATA.flip_prob
         whole = np.asarray(picture.rgb().resize((SIDE, SIDE), Image.Resampling.BILINEAR))
