@@ -126,12 +126,13 @@ def _create_grid(matrix: np.ndarray, size_px: int, width: int, height: int) -> T
 
     In torch's coordinates, in which pixel i of n has its centre at (2 i + 1) / n - 1.
     """
-    grid = np.empty((1, size_px, size_px, 2), dtype=np.float32)
-    places = np.arange(size_px)
-    for axis, ((along_x, along_y, shift), side) in enumerate(zip(matrix, (width, height), strict=True)):
-        columns, rows = 2 / side * along_x * places, 2 / side * (along_y * places + shift) + 1 / side - 1
-        np.add.outer(rows.astype(np.float32), columns.astype(np.float32), out=grid[0, :, :, axis])
-    return torch.from_numpy(grid)
+    sides, places = np.array([width, height]), np.arange(size_px)[:, None]
+    columns = 2 / sides * matrix[:, 0] * places  # (size_px, 2) float64
+    rows = 2 / sides * (matrix[:, 1] * places + matrix[:, 2]) + 1 / sides - 1
+    # A pair as one complex number: twice as fast as x and y by themselves.
+    rows, columns = (part.astype(np.float32).view(np.complex64)[:, 0] for part in (rows, columns))
+    pairs = np.add.outer(rows, columns).view(np.float32)
+    return torch.from_numpy(pairs).view(1, size_px, size_px, 2)
 
 
 def _distort(image: Tensor, view: View) -> Tensor:
@@ -140,6 +141,7 @@ def _distort(image: Tensor, view: View) -> Tensor:
     The usual six cases of the hue in arithmetic, which is several times faster than choosing between them: two
     exchanges sort the colours, and each moves the hue's zero; then a channel is value - spread * clip(2 - d, 0, 1),
     where d is the distance on the circle, in sixths of it, between the hue and the one opposite the channel's own.
+    The hue is not turned itself, but the three that are opposite, the other way round.
     """
     red, green, blue = image
     high, low = torch.maximum(green, blue), torch.minimum(green, blue)
@@ -148,14 +150,13 @@ def _distort(image: Tensor, view: View) -> Tensor:
     torch.lt(red, high, out=second)
     value, middle = torch.maximum(red, high), torch.minimum(red, high)
     spread = value - torch.minimum(middle, low)
-    zero = torch.addcmul(-6 * first, second, 12 * first - 2)
-    hue = middle.sub_(low).div_(spread.clamp(min=1e-6)).add_(zero).abs_().add_(6 * view.hue)
-    hue.sub_(torch.floor(hue / 6), alpha=6)
+    hue = middle.sub_(low).div_(spread.clamp(min=1e-6))
+    hue.sub_(first, alpha=6).addcmul_(second, first.mul_(12).sub_(2)).abs_()
     value.mul_(view.exposure)
     spread.mul_(view.exposure * view.saturation)
     for channel, opposite in zip(image, (3.0, 5.0, 1.0), strict=True):
-        apart = (hue - opposite).abs_()  # the distance is this or, the other way round, 6 less it
-        share = torch.maximum(2 - apart, apart - 4).clamp_(0, 1)
+        # Between 0 and 6 apart on a line, they are d = 3 - |apart - 3| apart on the circle.
+        share = (hue - (opposite - 6 * view.hue) % 6).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
         torch.addcmul(value, share, spread, value=-1, out=channel)
     return image
 
