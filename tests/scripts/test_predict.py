@@ -135,7 +135,7 @@ def test_the_contact_sheet_shows_the_pictures(predict: Run, picture_tree: Path, 
         assert sheet.size == (6 * 168 + 8, 2 * 200 + 8)
         left, top = 8 + 168 + (160 - eighth.width) // 2, 8 + 200 + (160 - eighth.height) // 2
         shown = sheet.crop((left, top, left + eighth.width, top + eighth.height))
-        assert list(shown.getdata()) == list(eighth.convert("RGB").getdata())
+        assert shown.tobytes() == eighth.convert("RGB").tobytes()
         below = sheet.crop((8, 8 + 160, 168, 8 + 160 + 32)).convert("L")
         assert below.getextrema() == (0, 255), "no text"
 
