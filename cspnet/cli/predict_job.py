@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from cspnet.cli import build
+from cspnet.cli.benchmark_report import check_outputs
 from cspnet.cli.subject import Subject, build_folded, read_subject
 from cspnet.data.decode import EXTENSIONS, Picture, UnreadableImageError, open_picture
 from cspnet.data.transforms import EvalTransform
 from cspnet.errors import EXIT_BUG, EXIT_DONE, DataError, UserError
 from cspnet.reporting.contact_sheet import SIDE_PX, Caption, draw_sheet
 from cspnet.runtime.device import choose_amp_dtype, choose_device
+from cspnet.runtime.files import printable
 from cspnet.runtime.memory import told_shortage
 from cspnet.runtime.processes import count_cores
 from cspnet.weights.load import load_state_dict
@@ -77,7 +79,7 @@ def run_predict_job(job: PredictJob) -> int:
     num_bad = 0
     for found in predict(subject, paths, top=job.top, batch_size=job.batch_size, where=str(job.checkpoint)):
         top = [(names[c], c, p) for c, p in zip(found.classes, found.probabilities, strict=True)]
-        path = _printable(found.path)
+        path = printable(found.path)
         num_bad += bool(found.problem)
         if job.writes_json:
             answers = [{"class": name, "index": c, "probability": p} for name, c, p in top]
@@ -116,7 +118,7 @@ def find_pictures(given: Sequence[str]) -> list[str]:
             found = sorted(glob.glob(name, recursive=True))
         if not found:
             what = "no pictures in it" if os.path.isdir(name) else "no such file, folder or pattern"
-            raise DataError(f"{_printable(name)}: {what}")
+            raise DataError(f"{printable(name)}: {what}")
         paths += found
     return paths
 
@@ -204,7 +206,7 @@ def _read_ahead(
 
 def _name_classes(file: Path | None, subject: Subject) -> Sequence[str]:
     if file is None:
-        return subject.classes or [f"class {number}" for number in range(subject.num_classes)]
+        return subject.names()
     try:
         names = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -216,8 +218,7 @@ def _name_classes(file: Path | None, subject: Subject) -> Sequence[str]:
 
 
 def _check_sheet(file: Path | None) -> None:
-    if file is not None and (file.is_dir() or not file.parent.is_dir()):
-        raise UserError(f"--sheet {file}: name a file in a folder that exists")
+    check_outputs({"--sheet": file})
     if file is not None and file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--sheet {file}: let it end in .png or .jpg")
 
@@ -229,8 +230,3 @@ def _write_sheet(file: Path, captions: Sequence[Caption], num_left: int) -> None
         raise UserError(f"--sheet {file}: cannot be written: {error.strerror or error}") from error
     if num_left:
         print(f"{file}: the first {_MOST_IN_SHEET} pictures; {num_left} more are not in it", file=sys.stderr)
-
-
-def _printable(path: str) -> str:
-    """A file name may be any bytes."""
-    return path.encode("utf-8", "backslashreplace").decode()

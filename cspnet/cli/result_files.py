@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from cspnet.cli.benchmark_report import check_outputs
 from cspnet.cli.build import EvalGeometry
 from cspnet.data.samples import SampleIndex
 from cspnet.errors import UserError
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.evaluation.tables import CLASS_COLUMNS, AnswerTable, image_columns
-from cspnet.runtime.files import write_atomically
+from cspnet.runtime.files import printable, write_atomically
 
-__all__ = ["ResultFiles", "append_result"]
+__all__ = ["ResultFiles"]
 
 _TIMM_COLUMNS = (
     "model",
@@ -53,9 +54,7 @@ class ResultFiles:
         self.as_json, self.timm_csv = as_json, timm_csv
         self.per_image, self.per_class, self.confusion = per_image, per_class, confusion
         flags = {"--json": as_json, "--results-file": timm_csv, "--per-image": per_image, "--per-class": per_class}
-        for flag, file in {**flags, "--confusion": confusion}.items():
-            if file and (file.is_dir() or not file.parent.is_dir()):
-                raise UserError(f"{flag} {file}: name a file in a folder that exists")
+        check_outputs({**flags, "--confusion": confusion})
         if timm_csv and timm_csv.exists():
             _check_header(timm_csv)
 
@@ -71,7 +70,7 @@ class ResultFiles:
             UserError: one cannot be written.
         """
         if self.per_image:
-            rows = table.image_rows([_printable(index.path(i)) for i in range(len(index))])
+            rows = table.image_rows([printable(index.path(i)) for i in range(len(index))])
             _write(self.per_image, _to_csv(image_columns(table.top.shape[1]), rows))
         if self.per_class:
             _write(self.per_class, _to_csv(CLASS_COLUMNS, table.class_rows()))
@@ -86,23 +85,19 @@ class ResultFiles:
             _write(self.as_json, json.dumps(report, indent=2) + "\n")
 
     def append_timms(self, model: str, result: EvalResult, num_params: int, geometry: EvalGeometry) -> None:
-        """A row in timm's columns, behind those that the file has."""
-        if self.timm_csv:
-            append_result(self.timm_csv, model, result, num_params, geometry)
-
-
-def append_result(file: Path, model: str, result: EvalResult, num_params: int, geometry: EvalGeometry) -> None:
-    """Add a row to a CSV file in timm's columns, made if it is not there; percentages, and millions of parameters."""
-    row = [
-        model,
-        *(f"{value:.3f}" for value in (result.acc1, 100 - result.acc1, result.acc5, 100 - result.acc5)),
-        f"{num_params / 1e6:.2f}",
-        geometry.size_px,
-        geometry.crop_ratio,
-        geometry.interpolation,
-    ]
-    before = _check_header(file) if file.exists() else ""
-    _write(file, (before or _to_csv(_TIMM_COLUMNS, [])) + _to_csv(row, []))
+        """A row in timm's columns, behind those that the file has: percentages, and millions of parameters."""
+        if self.timm_csv is None:
+            return
+        row = [
+            model,
+            *(f"{value:.3f}" for value in (result.acc1, 100 - result.acc1, result.acc5, 100 - result.acc5)),
+            f"{num_params / 1e6:.2f}",
+            geometry.size_px,
+            geometry.crop_ratio,
+            geometry.interpolation,
+        ]
+        before = _check_header(self.timm_csv) if self.timm_csv.exists() else ""
+        _write(self.timm_csv, (before or _to_csv(_TIMM_COLUMNS, [])) + _to_csv(row, []))
 
 
 def _check_header(file: Path) -> str:
@@ -129,8 +124,3 @@ def _write(file: Path, text: str) -> None:
         write_atomically(file, text.encode())
     except OSError as error:
         raise UserError(f"{file}: cannot write the result: {error.strerror}") from error
-
-
-def _printable(path: str) -> str:
-    """A file name may be any bytes."""
-    return path.encode("utf-8", "backslashreplace").decode()

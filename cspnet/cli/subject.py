@@ -38,6 +38,10 @@ class Subject:
     geometry_source: str
     """Where size, crop, interpolation and colours of the pictures come from."""
 
+    def names(self) -> tuple[str, ...]:
+        """Of the classes; numbers where the file has no names."""
+        return self.classes or tuple(f"class {number}" for number in range(self.num_classes))
+
 
 def read_subject(
     file: Path, overrides: Mapping[str, Any], *, source: str, num_classes: int | None, ema: bool | None

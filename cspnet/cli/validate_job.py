@@ -130,7 +130,7 @@ def run_validate_job(job: ValidateJob) -> int:
             report["fp32"] = {**reference.result.to_dict(), **asdict(changes)}
         if job.files.wants_answers:
             top, is_readable = gather_answers(found.answers, len(index), hurried)
-            names = subject.classes or index.classes or [f"class {i}" for i in range(subject.num_classes)]
+            names = subject.classes or index.classes or subject.names()
             if world.is_main:
                 job.files.write_answers(AnswerTable(top, index.labels, is_readable, names), index)
         if world.is_main:

@@ -8,7 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing", "write_atomically"]
+__all__ = ["printable", "replacing", "write_atomically"]
+
+
+def printable(path: str) -> str:
+    """A path as text that can be written anywhere: a file name may be any bytes."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager

@@ -87,7 +87,8 @@ def test_rows_of_timm(checkpoint: Path, data: Path, tmp_path: Path, capsys: pyte
 
 WRONG: dict[str, tuple[Any, str]] = {
     "other columns": (["--results-file", "mine.csv"], "holds other columns"),
-    "no such folder": (["--per-image", "gone/a.csv"], "--per-image gone/a.csv: name a file in a folder that exists"),
+    "no such folder": (["--per-image", "gone/a.csv"], "--per-image gone/a.csv: name a file in a folder that is there"),
+    "one for two": (["--per-image", "new.csv", "--per-class", "new.csv"], "would write the same file"),
     "a folder": (["--per-class", "folder"], "--per-class folder: name a file"),
     "not a text file": (["--results-file", "bytes.csv"], "cannot be read"),
 }

@@ -174,7 +174,7 @@ def test_finding_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 WRONG: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
     "no such picture": (lambda tmp: [tmp / "gone.jpg"], "gone.jpg: no such file, folder or pattern"),
     "an empty folder": (lambda tmp: [tmp / "empty"], "empty: no pictures in it"),
-    "a sheet nowhere": (lambda tmp: [tmp / "a.jpg", "--sheet", tmp / "no" / "s.png"], "in a folder that exists"),
+    "a sheet nowhere": (lambda tmp: [tmp / "a.jpg", "--sheet", tmp / "no" / "s.png"], "in a folder that is there"),
     "a sheet of another kind": (lambda tmp: [tmp / "a.jpg", "--sheet", tmp / "s.gif"], "let it end in .png or .jpg"),
     "names of others": (lambda tmp: [tmp / "a.jpg", "--classes", tmp / "names"], "1 lines, but the network has 4"),
     "no names": (lambda tmp: [tmp / "a.jpg", "--classes", tmp / "gone"], "gone: cannot be read: No such file"),
