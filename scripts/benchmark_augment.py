@@ -5,22 +5,27 @@
     python3 scripts/benchmark_augment.py DIR --size 256 --repeats 9
     python3 scripts/benchmark_augment.py DIR --step-model cspresnet50   # mixing as a share of a training step too
 
-Flips are not measured: the device makes them. The ways to make a picture take turns, so that a busy machine slows all
-of them alike; what counts are the ratios.
+Our flips are not measured: the device makes them. "torchvision" is its RandomResizedCrop and flip, of a picture that
+Pillow decodes, as its references and timm's script show one. The ways to make a picture take turns, so that a busy
+machine slows all of them alike; what counts are the ratios.
 """
 
 from __future__ import annotations
 
-import statistics
+import io
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
 from cspnet.errors import EXIT_DONE, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 VIEWS: dict[str, dict[str, object]] = {
     "random_resized": {},
@@ -30,6 +35,9 @@ VIEWS: dict[str, dict[str, object]] = {
     "random_resized + 3a, jitter 0.3": {"augment.policy": "3a", "augment.color_jitter": 0.3},
 }
 """Name -> settings of the recipe; the first one is what the others are compared with."""
+
+PEER = "torchvision"
+"""The name of its RandomResizedCrop and flip."""
 
 MIXES: dict[str, dict[str, object]] = {
     "cutmix": {"mix.cutmix_alpha": 1.0},
@@ -43,31 +51,45 @@ MIXES: dict[str, dict[str, object]] = {
 }
 
 
+def build_views(size_px: int) -> dict[str, Callable[[bytes, np.random.Generator], object]]:
+    """Each way to make a training picture of a file's bytes; torchvision's draws from torch's own generator."""
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    from cspnet.data.decode import open_picture
+    from cspnet.data.transforms import build_train_transform
+    from cspnet.recipe.load import load_recipe
+
+    def by_recipe(settings: dict[str, object]) -> Callable[[bytes, np.random.Generator], object]:
+        transform = build_train_transform(load_recipe(None, {"data.train_px": size_px, **settings}).recipe)
+        return lambda data, rng: transform(open_picture(data), rng, size_px)
+
+    views = {name: by_recipe(settings) for name, settings in VIEWS.items()}
+    peer = v2.Compose([v2.RandomResizedCrop(size_px, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    views[PEER] = lambda data, rng: peer(Image.open(io.BytesIO(data)).convert("RGB"))
+    return views
+
+
 def measure_views(paths: list[Path], size_px: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of each repeat, over all pictures, per way; the ways take turns."""
     import torch
 
     from cspnet.data.decode import UnreadableImageError, open_picture
-    from cspnet.data.transforms import build_train_transform
-    from cspnet.recipe.load import load_recipe
     from cspnet.runtime.random import generator_at
 
     torch.set_num_threads(1)
-    transforms = {
-        name: build_train_transform(load_recipe(None, {"data.train_px": size_px, **settings}).recipe)
-        for name, settings in VIEWS.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in VIEWS}
+    views = build_views(size_px)
+    seconds: dict[str, list[float]] = {name: [] for name in views}
     for path in paths:
         try:
             open_picture(path.read_bytes()).rgb()
         except UnreadableImageError as error:
             raise UserError(f"{path}: cannot be read: {error}; take it out of the folder") from error
     for repeat in range(repeats + 1):
-        for name, transform in transforms.items():
+        for name, view in views.items():
             started_s = time.perf_counter()
             for i, path in enumerate(paths):
-                transform(open_picture(path.read_bytes()), generator_at(0, "augment", repeat, i), size_px)
+                view(path.read_bytes(), generator_at(0, "augment", repeat, i))
             if repeat:  # the first round warms the file cache
                 seconds[name].append(time.perf_counter() - started_s)
     return seconds
@@ -121,11 +143,6 @@ def measure_mixes(model_name: str, batch_size: int, size_px: int, repeats: int) 
     return seconds
 
 
-def describe(values: list[float]) -> str:
-    """`median (lowest to highest)`, in the values' own unit."""
-    return f"{statistics.median(values):8.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
 def main() -> int:
     """The command line."""
     parser = FlagParser(prog="benchmark_augment.py", description=__doc__)
@@ -140,25 +157,27 @@ def main() -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: use a number from 1 on")
 
+    from cspnet.cli.benchmark_report import describe_machine, ratios, spread
     from cspnet.data.decode import EXTENSIONS
 
     paths = sorted(path for path in args.folder.rglob("*") if path.suffix.lower() in EXTENSIONS)[: args.pictures]
     if not paths:
         raise UserError(f"{args.folder}: no pictures below it; name a folder that has some")
     seconds = measure_views(paths, args.size, args.repeats)
-    base = next(iter(seconds.values()))
+    first = next(iter(seconds))
+    print(describe_machine(("torch", "torchvision", "pillow")))
     print(f"{len(paths)} pictures at {args.size} px, decoding included, n = {args.repeats}; median (lowest to highest)")
     for name, values in seconds.items():
-        rates = [len(paths) / value for value in values]
-        ratios = [ours / value for ours, value in zip(base, values, strict=True)]
-        print(f"{name:32} {describe(rates)} images/s per core, x {describe(ratios).strip()}")
+        rates = spread([len(paths) / value for value in values])
+        faster = {other: spread(ratios(seconds[other], values), 3) for other in (first, PEER)}
+        print(f"{name:32} {rates} images/s per core, {faster[first]} x {first}, {faster[PEER]} x {PEER}")
     if args.step_model:
         seconds = measure_mixes(args.step_model, args.batch_size, args.size, args.repeats)
         step = seconds.pop("step")
-        print(f"a training step of {args.step_model}, batch {args.batch_size}: {describe(step).strip()} s")
+        print(f"a training step of {args.step_model}, batch {args.batch_size}: {spread(step, 3)} s")
         for name, values in seconds.items():
-            shares = [100 * value / whole for value, whole in zip(values, step, strict=True)]
-            print(f"{name:32} {describe(shares)} % of the step")
+            shares = [100 * share for share in ratios(values, step)]
+            print(f"{name:32} {spread(shares, 2)} % of the step")
     return EXIT_DONE
 
 

@@ -88,9 +88,11 @@ def render_view(picture: Picture, view: View, size_px: int) -> np.ndarray:
     Raises:
         UnreadableImageError: the picture is damaged.
     """
-    image = _distort(_sample(picture, view, size_px), view)
-    # By way of int32, because torch turns floats into bytes one by one.
-    return image.clamp_(0, 255).add_(0.5).int().permute(1, 2, 0).to(torch.uint8).numpy()
+    image = _distort(_sample(picture, view, size_px), view).clamp_(0, 255).add_(0.5)
+    pixels = np.empty((size_px, size_px, 3), np.uint8)
+    for channel, numbers in enumerate(image.numpy()):
+        pixels[:, :, channel] = numbers  # by numpy, as torch turns floats into bytes one by one
+    return pixels
 
 
 def _source_map(view: View, width: int, height: int, size_px: int) -> np.ndarray:
@@ -113,9 +115,9 @@ def _sample(picture: Picture, view: View, size_px: int) -> Tensor:
     if left >= right or top >= bottom:
         return torch.zeros(3, size_px, size_px)
     pixels, (area_left, area_top, area_right, area_bottom) = picture.decode_box((left, top, right, bottom), None)
-    # The bytes stay in their order, so that the three colours of a pixel are read together.
-    area = np.array(pixels[area_top:area_bottom, area_left:area_right])
-    seen = torch.from_numpy(area).float().permute(2, 0, 1)[None]
+    # The numbers stay in the bytes' order, so that the three colours of a pixel are read together.
+    area = pixels[area_top:area_bottom, area_left:area_right].astype(np.float32)
+    seen = torch.from_numpy(area).permute(2, 0, 1)[None]
     matrix[:, 2] -= (left, top)
     grid = _create_grid(matrix, size_px, right - left, bottom - top)
     return F.grid_sample(seen, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
@@ -154,11 +156,10 @@ def _distort(image: Tensor, view: View) -> Tensor:
     hue.sub_(first, alpha=6).addcmul_(second, first.mul_(12).sub_(2)).abs_()
     value.mul_(view.exposure)
     spread.mul_(view.exposure * view.saturation)
-    for channel, opposite in zip(image, (3.0, 5.0, 1.0), strict=True):
-        # Between 0 and 6 apart on a line, they are d = 3 - |apart - 3| apart on the circle.
-        share = (hue - (opposite - 6 * view.hue) % 6).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
-        torch.addcmul(value, share, spread, value=-1, out=channel)
-    return image
+    opposite = torch.tensor([(sixth - 6 * view.hue) % 6 for sixth in (3.0, 5.0, 1.0)])
+    # Between 0 and 6 apart on a line, they are d = 3 - |apart - 3| apart on the circle.
+    share = torch.sub(hue, opposite.view(3, 1, 1), out=image).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
+    return torch.addcmul(value, share, spread, value=-1, out=image)
 
 
 @dataclass(frozen=True)
