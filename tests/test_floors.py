@@ -58,6 +58,7 @@ DOORS = {
         "cspnet/reporting/contact_sheet.py",
     ),
     "matplotlib": ("cspnet/reporting/plots.py",),
+    "shtab": ("cspnet/cli/completion.py",),
     "safetensors": ("cspnet/weights/",),
     "simplejpeg": ("cspnet/data/jpeg.py",),
 }

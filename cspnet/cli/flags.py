@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import json
 import os
 import signal
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from cspnet.errors import EXIT_BUG, EXIT_STOPPED, EXIT_USER, UserError
-from cspnet.recipe.aliases import ALIASES, CONSTANT_FLAGS
+from cspnet.recipe.aliases import ALIASES, COMMON_KEYS, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
 from cspnet.runtime.leaving import leave, leave_by_force
 from cspnet.runtime.output import tell_last
@@ -26,11 +27,21 @@ _NOT_A_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 """What is wrong with a path that no system could open, wherever that comes out."""
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """`-b, --batch-size VALUE` for `-b VALUE, --batch-size VALUE`, as Python has it from 3.13 on."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
 class FlagParser(argparse.ArgumentParser):
     """argparse that reports a wrong command line in one line, with the flag that was probably meant."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -97,9 +108,16 @@ def _read_text(text: str) -> str | None:
     return None if text in ("null", "none") else text
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every field of the recipe, under its dotted name and its aliases, grouped by section."""
+def add_recipe_flags(parser: argparse.ArgumentParser, *, help_keys: Collection[str] = COMMON_KEYS) -> None:
+    """A flag for every field of the recipe, under its dotted name and its aliases, grouped by section.
+
+    All of them are taken; only those of `help_keys` are in the help.
+    """
     table = field_table()
+
+    def describe(keys: Sequence[str], text: str) -> str:
+        return text.replace("%", "%%") if all(key in help_keys for key in keys) else argparse.SUPPRESS
+
     flags: dict[tuple[str, ...], list[str]] = {}
     for flag, keys in ALIASES.items():
         flags.setdefault(keys, []).append(flag)
@@ -110,7 +128,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         words = _list_words(field)
         is_switch = _takes(field, bool)
         takes_several = isinstance(field.default, (tuple, dict))
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        default = field.default if isinstance(field.default, str) else json.dumps(field.default)  # as in YAML
         sections[key.split(".")[0]].add_argument(
             *sorted(names, key=len),
             action=_SetKeys,
@@ -120,7 +138,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
             constant=True if is_switch else None,
             metavar="|".join(words) or "VALUE",
             default=argparse.SUPPRESS,
-            help=f"{field.help} [{default}]".replace("%", "%%"),
+            help=describe((key,), f"{field.help} [{default}]"),
         )
     for keys, names in flags.items():  # one flag for several fields
         sections[keys[0].split(".")[0]].add_argument(
@@ -130,11 +148,17 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
             type=_read_text if "interpolation" in keys[0] else parse_value,
             metavar="VALUE",
             default=argparse.SUPPRESS,
-            help=" and ".join(keys),
+            help=describe(keys, " and ".join(keys)),
         )
     for flag, (key, value, text) in CONSTANT_FLAGS.items():
         sections[key.split(".")[0]].add_argument(
-            flag, action=_SetKeys, keys=(key,), nargs=0, constant=value, default=argparse.SUPPRESS, help=text
+            flag,
+            action=_SetKeys,
+            keys=(key,),
+            nargs=0,
+            constant=value,
+            default=argparse.SUPPRESS,
+            help=describe((key,), text),
         )
 
 

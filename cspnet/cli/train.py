@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
+from cspnet.cli.completion import add_completion_flag
 from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_overrides, run_door
 from cspnet.errors import EXIT_DONE, UserError, shared_errors
-from cspnet.recipe.load import format_recipe, load_recipe
+from cspnet.recipe.load import field_table, format_recipe, load_recipe
 from cspnet.runtime.output import steady_output
 from cspnet.runtime.signals import StopRequest, heed_stop_signals
 
@@ -26,12 +29,15 @@ _DESCRIPTION = """Train a Cross Stage Partial Network, or another one, on folder
       --data-path DIR
 
 DIR holds train/<class>/<picture> and val/<class>/<picture>. Every setting of a recipe is a flag, by its dotted name
-(--optim.lr 0.1) and by the names that timm's and torchvision's scripts use (--lr 0.1)."""
+(--optim.lr 0.1) and by the names that timm's and torchvision's scripts use (--lr 0.1). Those that a first run may want
+to set are below; --help-all has all of them. What is said in brackets is the default."""
 
 
-def create_parser() -> FlagParser:
-    """The flags of train.py."""
-    parser = FlagParser(prog="train.py", description=_DESCRIPTION)
+def create_parser(*, shows_all: bool = False) -> FlagParser:
+    """The flags of train.py; its help is of the usual ones, or of all."""
+    parser = FlagParser(
+        prog="train.py", description=_DESCRIPTION, usage="train.py [--recipe FILE] --data-path DIR [FLAG VALUE ...]"
+    )
     parser.add_argument("data", nargs="?", help="the data set's folder, as --data-path")
     door = parser.add_argument_group("run")
     door.add_argument("--recipe", "--config", "-c", type=Path, metavar="FILE", help="recipe to train by [the defaults]")
@@ -59,8 +65,22 @@ def create_parser() -> FlagParser:
         metavar="STEPS",
         help="record so many steps behind the first three: a trace for the browser and a table, in <run>/profile",
     )
-    add_recipe_flags(parser)
+    about = parser.add_argument_group("help")
+    about.add_argument("--help-all", action=_HelpAll, nargs=0, help="every setting, its default and what it does")
+    add_completion_flag(about, lambda: create_parser(shows_all=True))
+    if shows_all:
+        add_recipe_flags(parser, help_keys=field_table())
+    else:
+        add_recipe_flags(parser)
     return parser
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help of every setting, and exits."""
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        create_parser(shows_all=True).print_help()
+        raise SystemExit(EXIT_DONE)
 
 
 def _read_profile(text: str) -> int:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cspnet.cli.completion import add_completion_flag
 from cspnet.cli.flags import FlagParser, run_door
 from cspnet.cli.weight_flags import add_geometry_flags, add_weight_flags, list_overrides
 from cspnet.errors import UserError, shared_errors
@@ -75,6 +76,7 @@ def create_parser() -> FlagParser:
     out.add_argument("--per-image", type=Path, metavar="FILE", help="what each picture was taken for, as CSV")
     out.add_argument("--per-class", type=Path, metavar="FILE", help="how many of each class are right, as CSV")
     out.add_argument("--confusion", type=Path, metavar="FILE", help="class (row) against answer (column), as CSV")
+    add_completion_flag(parser.add_argument_group("help"))
     return parser
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ALIASES", "CONSTANT_FLAGS"]
+__all__ = ["ALIASES", "COMMON_KEYS", "CONSTANT_FLAGS"]
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "--model": ("model.name",),
@@ -120,3 +120,33 @@ CONSTANT_FLAGS: dict[str, tuple[str, Any, str]] = {
     "--bce-loss": ("loss.name", "bce", "binary cross entropy"),
     "--model-ema": ("ema.decay", 0.9998, "average the weights with timm's default decay"),
 }
+
+COMMON_KEYS = (
+    "model.name",
+    "model.pretrained",
+    "data.root",
+    "data.train_px",
+    "data.train_crop",
+    "data.workers",
+    "augment.policy",
+    "augment.erase_prob",
+    "mix.cutmix_alpha",
+    "mix.mixup_alpha",
+    "loss.smoothing",
+    "optim.name",
+    "optim.lr",
+    "optim.weight_decay",
+    "schedule.name",
+    "schedule.warmup_epochs",
+    "ema.decay",
+    "train.batch_size",
+    "train.global_batch",
+    "train.epochs",
+    "train.device",
+    "train.precision",
+    "train.compile",
+    "train.seed",
+    "eval.every_epochs",
+    "log.every_steps",
+)
+"""What --help shows, and a first run may want to set; --help-all shows every key."""
