@@ -24,6 +24,7 @@ from cspnet.evaluation.evaluate import evaluate
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.models import create_model
 from cspnet.models.darknet_cfg import CFG_PREFIX, read_cfg_text
+from cspnet.models.depth import find_depths, freeze
 from cspnet.models.network import CspNet
 from cspnet.optim.ema import Ema
 from cspnet.optim.optimizers import build_optimizer
@@ -77,6 +78,10 @@ class EvalGeometry:
     def is_for(self, pictures: Preprocessing) -> bool:
         """Whether it makes the pictures that weights were made for."""
         return all(getattr(self, name) == value for name, value in vars(pictures).items())
+
+    def has_colors_of(self, pictures: Preprocessing) -> bool:
+        """Whether colours are normalised as for weights."""
+        return (self.mean, self.std) == pictures.colors
 
     def __str__(self) -> str:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
@@ -319,13 +324,19 @@ def convert_sync_bn(model: nn.Module, device: torch.device) -> nn.Module:
 def build_state(
     recipe: Recipe, model: nn.Module, world: World, device: torch.device, amp_dtype: torch.dtype
 ) -> TrainState:
-    """A fresh state; every process's random generator starts at an address of its own."""
+    """A fresh state; every process's random generator starts at an address of its own.
+
+    Raises:
+        ModelError: there are not as many parts as are to be frozen.
+    """
     torch.manual_seed(integer_at(recipe.train.seed, "torch", world.rank))
+    frozen = freeze(model, recipe.model.freeze)
     return TrainState(
         model=model,
-        optimizer=build_optimizer(model, recipe.optim),
+        optimizer=build_optimizer(model, recipe.optim, find_depths(model)),
         ema=Ema(model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema.decay else None,
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
         window=Sums(device),
         epoch_sums=Sums(device),
+        frozen=frozen,
     )

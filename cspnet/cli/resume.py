@@ -124,7 +124,8 @@ def restore(
         state.optimizer.load_state_dict(checkpoint["optimizer"])
     except ValueError as error:
         raise CheckpointError(
-            f"{where}: its optimizer has other parameter groups: keep optim.decay_norm_and_bias"
+            f"{where}: its optimizer has other parameter groups: keep model.freeze, optim.layer_decay and "
+            "optim.decay_norm_and_bias"
         ) from error
     except _MISFITS as error:
         raise CheckpointError(f"{where}: damaged: its optimizer is something else") from error

@@ -183,6 +183,11 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
                 f"the pictures are those of the recipe ({geometry}), not those that the weights were made for; "
                 "validate.py --weights FILE takes these"
             )
+        elif report.preprocessing and not geometry.has_colors_of(report.preprocessing):
+            mean, std = (" ".join(f"{value:g}" for value in values) for values in report.preprocessing.colors)
+            context.place.console.warn(
+                f"the weights were made for other colours; to give them these: --mean {mean} --std {std}"
+            )
     if recipe.train.sync_bn:
         model = build.convert_sync_bn(model, context.place.device)
     state = build.build_state(recipe, model, context.place.world, context.place.device, context.place.amp_dtype)
@@ -204,6 +209,8 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: Train
     cfg, console, plan = context.recipe, context.place.console, loader.plan
     if splits.num_classes == 1:
         console.warn("there is one class only: there is nothing to learn")
+    if cfg.model.freeze and not cfg.model.pretrained and context.checkpoint is None:
+        console.warn("model.freeze: what is frozen is as it was drawn; start from weights, with --pretrained FILE")
     unseen = splits.num_classes - len(np.unique(splits.train.labels))
     if unseen > 0:
         console.warn(f"{unseen} of {splits.num_classes} classes have no pictures to train on: are the labels right?")

@@ -54,14 +54,16 @@ class Trial:
 
         The second step has the optimizer's state beside it, and the second of several passes the gradients.
         """
-        self.state.model.train().zero_grad(set_to_none=True)
+        self.state.set_training()
+        self.state.model.zero_grad(set_to_none=True)
         pictures = self._draw(batch_size, build_sizes(self.recipe.data).sizes()[-1])
         for step in range(steps):
             self._step(pictures, step, min(2, passes), lr)
 
     def time_step(self, batch_size: int, least_s: float = 0.5) -> float:
         """Seconds of the fastest of some such steps of one pass: two at least, and as many as `least_s` takes."""
-        self.state.model.train().zero_grad(set_to_none=True)
+        self.state.set_training()
+        self.state.model.zero_grad(set_to_none=True)
         pictures = self._draw(batch_size, build_sizes(self.recipe.data).sizes()[-1])
         taken: list[float] = []
         for step in itertools.count():

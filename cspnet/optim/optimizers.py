@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from cspnet.recipe.schema import OptimRecipe
 
-__all__ = ["build_optimizer", "peak_lr", "step_unless"]
+__all__ = ["build_optimizer", "peak_lr", "set_lr", "step_unless"]
 
 
 _EPS = {"rmsprop_tf": 1e-3, "adamw": 1e-8, "lamb": 1e-6}  # TensorFlow's EfficientNet, torch, timm
@@ -20,26 +21,45 @@ def peak_lr(cfg: OptimRecipe, global_batch_size: int) -> float:
     return cfg.lr * global_batch_size / cfg.lr_base_size if cfg.lr_base_size else cfg.lr
 
 
-def _group_params(model: nn.Module, cfg: OptimRecipe) -> list[dict[str, Any]]:
-    """All parameters; those of one dimension (norm scales and all biases) in a group without decay, if cfg says so."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    if cfg.decay_norm_and_bias:
-        return [{"params": params, "weight_decay": cfg.weight_decay}]
-    groups = [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+def _group_params(model: nn.Module, cfg: OptimRecipe, depths: Mapping[nn.Parameter, int]) -> list[dict[str, Any]]:
+    """The parameters that train: those of one dimension (norm scales and all biases) without decay, if cfg says so, and
+    those of each depth with their share of the learning rate, `lr_scale`."""
+    last = max(depths.values(), default=0)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_spared = parameter.ndim <= 1 and not cfg.decay_norm_and_bias
+            behind = last - depths.get(parameter, last) if cfg.layer_decay < 1 else 0
+            groups.setdefault((behind, is_spared), []).append(parameter)
+    return [
+        {
+            "params": groups[behind, is_spared],
+            "weight_decay": 0.0 if is_spared else cfg.weight_decay,
+            "lr_scale": cfg.layer_decay**behind,
+        }
+        for behind, is_spared in sorted(groups)
     ]
-    return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, cfg: OptimRecipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters, in torch's fused form where there is one.
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the next update: of each group its share."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def build_optimizer(
+    model: nn.Module, cfg: OptimRecipe, depths: Mapping[nn.Parameter, int] | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all parameters that are trained, in torch's fused form where there is one.
+
+    Args:
+        depths: of the parameters, for cfg.layer_decay: the deepest have the whole learning rate. None: all have it.
 
     SGD without decay of norm scales and biases is Darknet's: its update takes the decay on the weights of convolutions
     alone, and the learning rate enters when the momentum is applied.
     Source: AlexeyAB/darknet src/convolutional_layer.c, update_convolutional_layer; timm optim/rmsprop_tf.py, lamb.py.
     """
-    groups = _group_params(model, cfg)
+    groups = _group_params(model, cfg, depths or {})
     params = [p for group in groups for p in group["params"]]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
     if cfg.name == "sgd":

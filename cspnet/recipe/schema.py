@@ -83,6 +83,9 @@ class ModelRecipe:
     """Whose weight file it is; auto finds out."""
     pretrained_classes: PositiveCount | None = None
     """Number of classes in a Darknet .weights file, which does not say it; null: those of the data, or 1000."""
+    freeze: Count | Literal["backbone"] = 0
+    """So many parts of the network, counted from the picture (a stem, its stages ...), keep their weights and BatchNorm
+    statistics. backbone: all but the last part, which holds the classifier."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -262,6 +265,9 @@ class OptimRecipe:
     weight_decay: NonNegative = 1e-4
     """Weight decay: added to the gradient (sgd, rmsprop_tf), to the step before its trust ratio (lamb), or taken off
     the weights (adamw)."""
+    layer_decay: AtMostOne = 1.0
+    """Learning rate of each part of the network (as model.freeze counts them) in those of the part behind it; the last
+    one, with the classifier, has the whole."""
     decay_norm_and_bias: bool = True
     """Whether norm scales and biases decay too (torch, mmpretrain, DeepSpark: yes; Darknet: no)."""
     clip_norm: Positive | None = None

@@ -109,7 +109,7 @@ def _train_epoch(run: Run, batches: Iterator[Batch]) -> None:
     first_step = progress.samples_done // global_batch_size
     last_step = min(steps_per_epoch, first_step + run.total_steps - progress.step)
     console.start_epoch(progress.epoch + 1, run.epochs, first_step, steps_per_epoch)
-    run.state.model.train()
+    run.state.set_training()
     for step_in_epoch in range(first_step, last_step):
         result = train_step(
             run.state,

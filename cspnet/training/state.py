@@ -108,10 +108,18 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
     bad_images: set[str] = field(default_factory=set)
     """Paths of the pictures that this process could not read."""
+    frozen: Sequence[nn.Module] = ()
+    """Parts of the model that are not trained."""
     buffers: KeptBuffers = field(init=False)
 
     def __post_init__(self) -> None:
         self.buffers = KeptBuffers(self.model)
+
+    def set_training(self) -> None:
+        """The model in training mode, its frozen parts in evaluation mode: their statistics stay as they are."""
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
 
     @torch.no_grad()
     def is_finite(self) -> bool:

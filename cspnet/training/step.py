@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cspnet.errors import ModelError
 from cspnet.evaluation.metrics import count_correct
 from cspnet.optim.losses import soft_cross_entropy
-from cspnet.optim.optimizers import step_unless
+from cspnet.optim.optimizers import set_lr, step_unless
 from cspnet.training.state import TrainState
 
 __all__ = ["StepResult", "train_step"]
@@ -67,8 +67,7 @@ def train_step(
         clip_norm: largest gradient norm, or None.
         loss_fn: logits (N, K) and targets (N, K) -> the mean loss.
     """
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+    set_lr(state.optimizer, lr)
     state.buffers.keep()
     totals = torch.zeros_like(state.window.values)
     is_good = torch.ones((), dtype=torch.bool, device=totals.device)

@@ -30,6 +30,11 @@ class Preprocessing:
     """Of red, green and blue, on a scale of 0 to 1."""
     std: Rgb
 
+    @property
+    def colors(self) -> tuple[Rgb, Rgb]:
+        """Mean and deviation."""
+        return self.mean, self.std
+
     def __str__(self) -> str:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"{self.size_px} px, crop ratio {self.crop_ratio:.4g}, {self.interpolation}, mean {mean}, std {std}"

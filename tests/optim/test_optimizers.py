@@ -11,7 +11,8 @@ import torchvision
 from torch import nn
 
 from cspnet.models import create_model
-from cspnet.optim.optimizers import build_optimizer, peak_lr
+from cspnet.models.depth import find_depths
+from cspnet.optim.optimizers import build_optimizer, peak_lr, set_lr
 from cspnet.recipe.schema import OptimRecipe
 
 MODELS = {
@@ -64,6 +65,22 @@ def test_frozen_parameters_are_left_out(decay_norm_and_bias: bool) -> None:
     optimizer = build_optimizer(model, OptimRecipe(decay_norm_and_bias=decay_norm_and_bias))
     names = set().union(*names_by_decay(model, optimizer).values())
     assert names == {name for name, _ in model.named_parameters() if not name.startswith("stages.")}
+
+
+@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
+def test_parts_have_their_share_of_the_learning_rate(decay_norm_and_bias: bool) -> None:
+    model = MODELS["cspnet"]()
+    cfg = OptimRecipe(layer_decay=0.5, momentum=0.0, weight_decay=0.0, decay_norm_and_bias=decay_norm_and_bias)
+    optimizer = build_optimizer(model, cfg, find_depths(model))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    set_lr(optimizer, 1.0)
+    optimizer.step()
+    shares = {"stem": 1 / 16, "stages.0": 1 / 8, "stages.1": 1 / 4, "stages.2": 1 / 2, "head": 1.0}
+    for name, p in model.named_parameters():
+        (share,) = (share for part, share in shares.items() if name.startswith(part + "."))
+        torch.testing.assert_close(before[name] - p.detach(), torch.full_like(p, share), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("decay_norm_and_bias", [True, False])

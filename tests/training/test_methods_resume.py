@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from cspnet.cli.build import build_model
 from cspnet.cli.train import main
+from cspnet.recipe.load import load_recipe
 from tests.conftest import draw_tree
 from tests.training.whole_runs import assert_same
 
@@ -47,6 +49,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "rmsprop": ("--opt", "rmsprop_tf"),
     "adamw": ("--opt", "adamw"),
     "lamb": ("--opt", "lamb"),
+    "freezing": ("--freeze", "2"),
+    "layer-wise lr": ("--layer-decay", "0.5"),
 }
 METHODS["all of darknet's"] = (
     *METHODS["small batches"],
@@ -113,3 +117,16 @@ def test_workers_change_nothing(method: str, pictures: Path, tmp_path: Path) -> 
     alone = train(pictures, tmp_path / "alone", *flags)
     disturb_global_generators()
     assert_same(train(pictures, tmp_path / "helped", *flags, "--workers", "2"), alone)
+
+
+def test_frozen_parts_stay_as_they_were(pictures: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.pt"
+    recipe = load_recipe(None, {"model.name": "cspdarknet_tiny"}).recipe
+    torch.save(build_model(recipe, 3, torch.device("cpu")).state_dict(), start)
+    before = torch.load(start, weights_only=True)
+    after = train(pictures, tmp_path / "run", "--freeze", "2", "--pretrained", str(start), "--ema.decay", "0.5")
+    frozen = {key for key in before if key.startswith(("stem.", "stages.0."))}
+    assert any("running_mean" in key for key in frozen)
+    for state in (after["state_dict"], after["state_dict_ema"]):
+        same = {key for key, value in before.items() if torch.equal(value, state[key])}
+        assert same == frozen
