@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,7 +17,7 @@ from cspnet.data.gpu_decode import GpuDecodingLoader, create_gpu_decoder
 from cspnet.data.index import find_split, open_index
 from cspnet.data.loader import BadImage, EvalLoader, EvalPictures, Reader, TrainLoader, TrainPictures, default_workers
 from cspnet.data.mixing import Normalizer
-from cspnet.data.sampler import BatchPlan
+from cspnet.data.sampler import BatchAddress, BatchPlan
 from cspnet.data.samples import SampleIndex
 from cspnet.data.transforms import EvalTransform, build_sizes, build_train_transform
 from cspnet.errors import DataError, DeviceError, ModelError, RecipeError
@@ -180,13 +181,9 @@ def build_eval_loader(
     one_batch: bool = False,
 ) -> EvalLoader:
     """The validation batches of this process; the rest as for `build_validation`."""
-    geometry = build_geometry(recipe.data)
     batch_size = settle_eval_batch(recipe, micro_batch or settle_batch(recipe.train, 1)[0])
     return EvalLoader(
-        EvalPictures(
-            _build_reader(index, recipe.data),
-            EvalTransform(geometry.size_px, geometry.crop_ratio, geometry.interpolation),
-        ),
+        _build_eval_pictures(recipe, index),
         batch_size,
         world.rank,
         world.size,
@@ -196,6 +193,21 @@ def build_eval_loader(
         batch_size * world.size if one_batch else None,
         recipe.data.timeout_s,
     )
+
+
+def _build_eval_pictures(recipe: Recipe, index: SampleIndex) -> EvalPictures:
+    geometry = build_geometry(recipe.data)
+    transform = EvalTransform(geometry.size_px, geometry.crop_ratio, geometry.interpolation)
+    return EvalPictures(_build_reader(index, recipe.data), transform)
+
+
+def take_sample(recipe: Recipe, index: SampleIndex, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Some validation pictures, from all over a split: (N, S, S, 3) uint8, and (N,) int64 labels, -1 for unreadable."""
+    pictures = _build_eval_pictures(recipe, index)
+    samples = np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(np.int64)
+    pixels = np.empty((len(samples), pictures.max_px, pictures.max_px, 3), np.uint8)
+    labels, _, _ = pictures.fill(BatchAddress(0, samples, samples), pixels)
+    return pixels, labels
 
 
 def build_validation(

@@ -33,6 +33,7 @@ from cspnet.training.meter import Meter
 from cspnet.training.run import Run
 from cspnet.training.saving import Saver
 from cspnet.training.state import TrainState
+from cspnet.training.watching import Watch
 
 __all__ = ["Place", "build_run", "count_steps", "describe_computing"]
 
@@ -128,7 +129,19 @@ def build_run(
         roll_back=functools.partial(_roll_back, place=place),
         saver=_build_saver(folder / "checkpoints", recipe.checkpoint, place.console) if folder else None,
         stop=stop,
+        watch=build_watch(recipe, splits, place),
         checkpoint_header=_checkpoint_header(recipe, splits, plan, place),
+    )
+
+
+def build_watch(recipe: Recipe, splits: build.Splits, place: Place) -> Watch:
+    """What TensorBoard shows besides numbers."""
+    return Watch(
+        recipe.log,
+        build.build_normalizer(recipe, place.device),
+        place.amp_dtype,
+        splits.train.classes or [str(number) for number in range(splits.num_classes)],
+        functools.partial(build.take_sample, recipe, splits.val) if splits.val is not None else None,
     )
 
 

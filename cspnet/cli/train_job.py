@@ -135,6 +135,8 @@ def _run(context: _Context) -> Shortage | None:
         what = (job.recipe_file, context.recipe, context.start)
         folder = on_main(context.place.world, lambda: prepare_folder(*what, warn=console.warn, lock=context.lock))
         context = replace(context, start=replace(context.start, folder=folder))
+        if context.place.world.is_main:
+            console.keep_in(folder / "train.log")
     run = build_run(
         context.recipe,
         splits,

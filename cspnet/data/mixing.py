@@ -67,6 +67,11 @@ class Normalizer:
         # Two passes: on a GPU the subtraction reads the bytes, and the floats are written once and changed in place.
         return torch.sub(images, self.shift).mul_(self.scale).contiguous(memory_format=self.memory_format)
 
+    def restore(self, images: Tensor) -> np.ndarray:
+        """The way back, for looking at: (N, 3, H, W) float -> (N, H, W, 3) uint8 on the host, rounded and clipped."""
+        numbers = (images.float() / self.scale + self.shift).round().clamp(0, 255)
+        return numbers.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
 
 def soft_targets(targets: Tensor, num_classes: int, smoothing: float, over: str = "all") -> Tensor:
     """(N,) int64 classes -> (N, num_classes) float32 probabilities.

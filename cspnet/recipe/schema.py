@@ -378,6 +378,13 @@ class LogRecipe:
     """Steps between two records."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    pictures: Annotated[int, Field(ge=0, le=256)] = 12
+    """TensorBoard: so many pictures of each of the first three batches, as the network gets them, with their targets,
+    and so many of the validation, each time, with what they are taken for; 0: none."""
+    histograms: bool = False
+    """TensorBoard: histograms of all weights behind each epoch."""
+    graph: bool = False
+    """TensorBoard: the network's operations, as a graph."""
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from cspnet.runtime.files import printable
 
 __all__ = ["Console", "format_duration", "open_bar"]
 
@@ -38,12 +42,37 @@ class Console:
         self.active = rank == 0
         self.prefix = f"[rank {rank}] " if rank else ""
         self.bar: tqdm[Any] | None = None
+        self._file: Path | None = None
+        self._early: list[str] = []
+
+    def keep_in(self, file: Path) -> None:
+        """Write every line into a file too, dated, behind what it holds; those that were said before as well."""
+        self._file, early = file, "".join(self._early)
+        self._early = []
+        self._append(early)
+
+    def _keep(self, text: str) -> None:
+        """A line for the file; as long as there is none it waits."""
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n"
+        if self._file is None:
+            self._early.append(line)
+        else:
+            self._append(line)
+
+    def _append(self, lines: str) -> None:
+        # Opened each time, so that a file that was moved away begins anew. A full disk is told where it matters.
+        if self._file is not None and lines:
+            with contextlib.suppress(OSError), self._file.open("a", encoding="utf-8") as file:
+                file.write(lines)
 
     def say(self, text: str) -> None:
         """A line, above the progress bar if there is one."""
-        if self.active and self.bar is not None:
+        if not self.active:
+            return
+        self._keep(text)
+        if self.bar is not None:
             self.bar.write(text, file=sys.stdout)
-        elif self.active:
+        else:
             print(text, flush=True)
 
     def warn(self, text: str) -> None:
@@ -53,6 +82,7 @@ class Console:
 
     def warn_own(self, text: str) -> None:
         """A line on stderr about something that this process alone sees."""
+        self._keep(f"warning: {text}")
         tqdm.write(f"{self.prefix}warning: {text}", file=sys.stderr)
 
     def start_epoch(self, epoch: int, epochs: int, steps_done: int, steps: int) -> None:
@@ -73,11 +103,15 @@ class Console:
         )
         if "train/mfu" in record:
             numbers += f"  mfu {record['train/mfu']:.0%}"
+        if not self.active:
+            return
+        place = f"epoch {record['epoch'] + 1}/{epochs} [{step_in_epoch:>{len(str(steps))}}/{steps}]"
+        line = f"{place}  {numbers}  eta {format_duration(eta_s)}"
+        self._keep(line)
         if self.bar is not None:
             self.bar.set_postfix_str(numbers)
-        elif self.active:
-            place = f"epoch {record['epoch'] + 1}/{epochs} [{step_in_epoch:>{len(str(steps))}}/{steps}]"
-            print(f"{time.strftime('%H:%M:%S')} {place}  {numbers}  eta {format_duration(eta_s)}", flush=True)
+        else:
+            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
     def end_epoch(self) -> None:
         """Close the bar."""

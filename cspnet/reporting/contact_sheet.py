@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cspnet.runtime.files import replacing
 
-__all__ = ["SIDE_PX", "Caption", "draw_sheet"]
+__all__ = ["SIDE_PX", "Caption", "draw_sheet", "fit_picture", "lay_out"]
 
 SIDE_PX = 160
 """The longer side of a picture on the sheet."""
@@ -28,15 +28,32 @@ class Caption:
     picture: np.ndarray | None
     """(H, W, 3) uint8, at most SIDE_PX long; None where it cannot be read."""
     text: str
-    path: str
+    path: str = ""
+
+
+def fit_picture(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8, smaller if it is too large for a sheet, and some whole number of times as large if that fits."""
+    longer = max(picture.shape[:2])
+    if longer > SIDE_PX:
+        image = Image.fromarray(picture)
+        image.thumbnail((SIDE_PX, SIDE_PX))
+        return np.asarray(image)
+    times = SIDE_PX // longer
+    return picture.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def draw_sheet(file: Path, captions: Sequence[Caption]) -> None:
-    """Write a sheet, six pictures in a row; in the place of one that cannot be read is a grey square.
+    """Write a sheet.
 
     Raises:
         OSError: the file cannot be written.
     """
+    with replacing(file) as temporary:
+        lay_out(captions).save(temporary, "PNG" if file.suffix.lower() == ".png" else "JPEG", quality=90)
+
+
+def lay_out(captions: Sequence[Caption]) -> Image.Image:
+    """A sheet, six pictures in a row; in the place of one that cannot be read is a grey square."""
     columns = min(_COLUMNS, len(captions))
     rows = math.ceil(len(captions) / columns)
     wide, high = SIDE_PX + _GAP_PX, SIDE_PX + 2 * _LINE_PX + _GAP_PX
@@ -51,8 +68,7 @@ def draw_sheet(file: Path, captions: Sequence[Caption]) -> None:
         sheet.paste(picture, (x + (SIDE_PX - picture.width) // 2, y + (SIDE_PX - picture.height) // 2))
         for line, text in enumerate((caption.text, os.path.basename(caption.path))):
             pen.text((x, y + SIDE_PX + line * _LINE_PX), _shorten(text, font), "black" if line == 0 else "grey", font)
-    with replacing(file) as temporary:
-        sheet.save(temporary, "PNG" if file.suffix.lower() == ".png" else "JPEG", quality=90)
+    return sheet
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

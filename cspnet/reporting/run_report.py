@@ -77,9 +77,13 @@ class RunReport:
         """A record, into every file."""
         if self.metrics:
             self._try("metrics.jsonl", self.metrics.write, record)
+        self.draw(lambda board: board.write(record))
+
+    def draw(self, draw: Callable[[TensorBoardFile], None]) -> None:
+        """Into TensorBoard's files alone, if there are any."""
         if self.tensorboard:
             try:
-                self.tensorboard.write(record)
+                draw(self.tensorboard)
             except Exception as error:  # its thread has ended, and what it raised then comes out here
                 self.console.warn(f"tensorboard: no more is written to it in this run: {_reason(error)}")
                 self.tensorboard = None

@@ -6,25 +6,12 @@ section 3.3.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
+from cspnet.models.modes import evaluating
+
 __all__ = ["perturb"]
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; afterwards each as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
 
 
 def perturb(
@@ -44,7 +31,7 @@ def perturb(
     Returns:
         (N, 3, H, W): the changed pictures, x clipped to [0, 1], normalised like the given ones.
     """
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         inputs = images.detach().requires_grad_()
         with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32):
             logits = model(inputs)

@@ -34,7 +34,10 @@ def micro_batches(run: Run, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, 
         if batch.bad:
             _handle_bad(run, batch)
         images, soft = prepare_batch(run, batch, progress.step, progress.epoch, micro)
-        yield _perturb(run, images, _slice_at(run, progress.step, micro)), soft
+        images = _perturb(run, images, _slice_at(run, progress.step, micro))
+        if micro == 0:
+            run.watch.note_batch(run.report, run.state, images, soft)
+        yield images, soft
 
 
 def _slice_at(run: Run, step: int, micro: int) -> tuple[int, int]:

@@ -189,18 +189,22 @@ def _end_epoch(run: Run) -> None:
         run.saver.wait()  # a validation forks its reading processes
     if run.validate and (is_last or (progress.epoch + 1) % cfg.eval.every_epochs == 0):
         broadcast_buffers(run.world, run.state.model)
-        result = run.validate(run.state.model, lambda: _stop_if_asked(run))
+        shown = run.state.model
+        result = run.validate(shown, lambda: _stop_if_asked(run))
         record |= {"val/loss": result.loss, "val/acc1": result.acc1, "val/acc5": result.acc5}
         record["val/unreadable"] = result.num_unreadable
         text = f"epoch {progress.epoch + 1}/{run.epochs} validated:{result}"
         if result.num_unreadable:
             text += f" ({result.num_unreadable} of {result.num_samples} pictures cannot be read and count as wrong)"
         if run.state.ema:
-            broadcast_buffers(run.world, run.state.ema.module)
-            result = run.validate(run.state.ema.module, lambda: _stop_if_asked(run))
+            shown = run.state.ema.module
+            broadcast_buffers(run.world, shown)
+            result = run.validate(shown, lambda: _stop_if_asked(run))
             record |= {"val_ema/loss": result.loss, "val_ema/acc1": result.acc1, "val_ema/acc5": result.acc5}
             text += f"  moving average:{result}"
         run.report.console.say(text)
+        run.watch.note_validation(run.report, progress.step, shown)
+    run.watch.note_epoch(run.report, run.state)
     # With a moving average, that is what one takes home, so it decides which epoch is best.
     is_best = result is not None and progress.rank(result.acc1, cfg.checkpoint.keep_best)
     record["data/bad_images"] = sum(gather_objects(run.world, len(run.state.bad_images)))

@@ -23,6 +23,7 @@ from cspnet.training.meter import Meter
 from cspnet.training.saving import Saver
 from cspnet.training.skipped import LatestSteps
 from cspnet.training.state import TrainState
+from cspnet.training.watching import Watch
 
 __all__ = ["Run"]
 
@@ -57,6 +58,7 @@ class Run:
     roll_back: Callable[[Run], Path | None]
     """Puts the state, and the records, back to the last checkpoint behind a good step, which it returns."""
     stop: StopRequest
+    watch: Watch
     checkpoint_header: dict[str, Any]
     """What a checkpoint holds besides the state: recipe, geometry, class names, versions."""
     latest: LatestSteps = field(default_factory=LatestSteps)

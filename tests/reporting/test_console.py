@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,28 @@ def test_the_first_process_speaks(capsys: pytest.CaptureFixture[str]) -> None:
     for part in ("epoch 3/5", "[10/10]", "loss 1.2346", "acc1 45.68", "lr 0.05", "img/s", "25%", "mfu 41%", "eta 1:01"):
         assert part in record
     assert output.err.splitlines() == ["warning: careful"]
+
+
+def test_a_file_gets_every_line_with_its_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console, file = Console(0), tmp_path / "train.log"
+    file.write_text("from before\n")
+    console.warn("early")
+    console.keep_in(file)
+    show(console)
+    kept, *lines = file.read_text().splitlines()
+    assert kept == "from before"
+    texts = [line[20:] for line in lines]
+    assert [texts[0], texts[1], texts[3]] == ["warning: early", "hello", "warning: careful"]
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert texts[2] == said[9:]  # behind the time of day
+    for line in lines:
+        assert abs(datetime.now() - datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S")) < timedelta(hours=1)
+
+
+def test_a_file_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    console = Console(0)
+    console.keep_in(tmp_path / "missing" / "train.log")
+    show(console)
 
 
 def test_without_a_utilisation_none_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
