@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     args = parser.parse_all(sys.argv[1:])
 
-    from cspnet.evaluation.paired import pair
+    from cspnet.evaluation.paired import describe_pair, pair
 
     first, second = read_answers(args.first), read_answers(args.second)
     try:
@@ -68,8 +68,7 @@ def main() -> int:
         f"{found.num_pictures:,} pictures: both right {found.both:,}, only A {found.only_first:,}, only B "
         f"{found.only_second:,}, neither {found.neither:,}"
     )
-    verdict = "chance alone would seldom do that" if found.p_value < 0.05 else "no more than chance alone may do"
-    print(f"B - A {found.difference:+.3f} points, p = {found.p_value:.3g}: {verdict}")
+    print(f"B - A {describe_pair(found)}")
     return EXIT_DONE
 
 

@@ -79,8 +79,8 @@ class ResultFiles:
             rows = ([name, *line] for name, line in zip(table.names, counts.tolist(), strict=True))
             _write(self.confusion, _to_csv(["class", *table.names], rows))
 
-    def write_json(self, report: dict[str, Any]) -> None:
-        """The whole report."""
+    def write_json(self, report: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """The whole report, or those of several files."""
         if self.as_json:
             _write(self.as_json, json.dumps(report, indent=2) + "\n")
 

@@ -19,6 +19,7 @@ _DESCRIPTION = """Validate a checkpoint: every picture of the split exactly once
   python3 validate.py --checkpoint runs/mine/checkpoints/best.pt --data-path DIR
   torchrun --nproc_per_node=8 validate.py --checkpoint FILE --data-path DIR
   python3 validate.py --model cspresnet50 --weights FILE --data-path DIR
+  python3 validate.py --checkpoint A.pt B.pt --compare --data-path DIR
 
 A checkpoint of train.py says by itself which model it is. Files of timm, mmpretrain, DeepSpark and Darknet (.weights)
 need --model. Size, crop and colours are those the weights were published or trained with, unless given here.
@@ -32,7 +33,7 @@ def create_parser() -> FlagParser:
     parser = FlagParser(prog="validate.py", description=_DESCRIPTION)
     parser.add_argument("data", nargs="?", help="the data set's folder, as --data-path")
     what = parser.add_argument_group("what")
-    add_weight_flags(what)
+    add_weight_flags(what, several=True)
     data = parser.add_argument_group("data")
     data.add_argument("--data-path", "--data-dir", "--data", dest="data_path", metavar="DIR", help="holds val/")
     data.add_argument("--data-format", choices=("auto", "folder", "list", "shards"), help="[as in training]")
@@ -66,6 +67,34 @@ def create_parser() -> FlagParser:
         help="validate once more in float32 with nothing folded, and tell the difference",
     )
     how.add_argument(
+        "--flip-test",
+        action="store_true",
+        help="validate once more, with the mean of the probabilities for each picture and its mirror image",
+    )
+    how.add_argument(
+        "--crops",
+        type=int,
+        choices=(1, 5),
+        default=1,
+        help="5: the same over the corners and the centre of each picture, with --flip-test of ten views [%(default)s]",
+    )
+    how.add_argument(
+        "--restrict-classes",
+        action="store_true",
+        help="only classes that the split has count as answers (ImageNet-A, -R)",
+    )
+    how.add_argument(
+        "--real-labels",
+        type=Path,
+        metavar="FILE",
+        help="ImageNet-ReaL's real.json: accuracy by the classes that are to be seen in a picture, too",
+    )
+    how.add_argument(
+        "--compare",
+        action="store_true",
+        help="of several checkpoints, whether the others differ from the first by more than chance (McNemar's test)",
+    )
+    how.add_argument(
         "--timeout", type=float, metavar="S", help="seconds that processes wait for one that does not come [300]"
     )
     out = parser.add_argument_group("files")
@@ -89,8 +118,18 @@ def _validate(argv: Sequence[str]) -> int:
     with shared_errors():
         args = create_parser().parse_all(argv)
         root = args.data_path or args.data
+        if root is None and len(args.checkpoint) > 1 and args.checkpoint[-1].is_dir():
+            root = str(args.checkpoint.pop())  # --checkpoint FILE DIR
         if root is None:
             raise UserError("no data set given; name the folder that holds val/ with --data-path DIR")
+        several = len(args.checkpoint) > 1
+        for flag in ("per_image", "per_class", "confusion"):
+            if several and getattr(args, flag):
+                raise UserError(f"--{flag.replace('_', '-')}: is of one checkpoint; give one at a time")
+        if args.compare and not several:
+            raise UserError("--compare: needs two checkpoints or more: --checkpoint A B")
+        if args.real_labels and args.restrict_classes:
+            raise UserError("--real-labels: go by all classes; leave --restrict-classes out")
     from cspnet.cli.result_files import ResultFiles
     from cspnet.cli.validate_job import ValidateJob, run_validate_job
 
@@ -117,7 +156,7 @@ def _validate(argv: Sequence[str]) -> int:
         )
     given = {key: value for key, value in overrides.items() if value is not None}
     job = ValidateJob(
-        args.checkpoint,
+        tuple(args.checkpoint),
         given,
         args.source,
         args.num_classes,
@@ -125,5 +164,10 @@ def _validate(argv: Sequence[str]) -> int:
         files,
         fold_bn=args.fold_bn,
         against_fp32=args.against_fp32,
+        flips=args.flip_test,
+        crops=args.crops,
+        restrict=args.restrict_classes,
+        real_labels=args.real_labels,
+        compare=args.compare,
     )
     return run_validate_job(job)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,7 +23,10 @@ from cspnet.data.samples import SampleIndex
 from cspnet.errors import EXIT_DONE, DataError, UserError, shared_errors
 from cspnet.evaluation.answers import Answers, Changes, compare_answers, gather_answers
 from cspnet.evaluation.metrics import EvalResult
+from cspnet.evaluation.paired import describe_pair, pair
+from cspnet.evaluation.real_labels import count_real, read_real_labels
 from cspnet.evaluation.tables import AnswerTable
+from cspnet.evaluation.views import AveragedViews, RestrictedClasses
 from cspnet.models.folding import FoldedNetwork
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
@@ -38,7 +43,7 @@ __all__ = ["ValidateJob", "ValidationPass", "run_pass", "run_validate_job"]
 class ValidateJob:
     """A parsed command line."""
 
-    checkpoint: Path
+    checkpoints: tuple[Path, ...]
     overrides: Mapping[str, Any]
     """{dotted key of the recipe: value} of what was given."""
     source: str
@@ -53,6 +58,16 @@ class ValidateJob:
     """Whether BatchNorms are computed within the convolutions before them."""
     against_fp32: bool = False
     """Whether to validate once more, in float32 with nothing folded, and tell the difference."""
+    flips: bool = False
+    """Whether to validate once more with the mean over each picture and its mirror image."""
+    crops: Literal[1, 5] = 1
+    """5: that mean is over the corners and the centre of each picture."""
+    restrict: bool = False
+    """Whether only classes that the split has count as answers."""
+    real_labels: Path | None = None
+    """ImageNet-ReaL's."""
+    compare: bool = False
+    """Whether to test if the others differ from the first by more than chance."""
 
 
 @dataclass(frozen=True)
@@ -65,79 +80,180 @@ class ValidationPass:
     answers: Answers
 
 
+@dataclass(frozen=True)
+class _Validated:
+    """What came of one file."""
+
+    report: dict[str, Any]
+    fingerprint: str
+    """Of the pictures."""
+    is_right: np.ndarray | None
+    """(N,) bool, whether the first answer to each picture is; None where nobody asked."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where it is computed, and who tells it."""
+
+    world: World
+    device: torch.device
+    console: Console
+
+
 def run_validate_job(job: ValidateJob) -> int:
-    """Validate, print, write JSON if asked; the exit code."""
+    """Validate, print, write files if asked; the exit code."""
     with shared_errors():
         world = read_world()
         console = Console(world.rank)
         device = choose_device(job.overrides["train.device"], world.local_rank)
+        real_labels = read_real_labels(job.real_labels) if job.real_labels else None
     with join_world(world) as world:
-        with shared_errors():
-            subject = read_subject(
-                job.checkpoint, job.overrides, source=job.source, num_classes=job.num_classes, ema=job.ema
-            )
-            recipe, weights = subject.recipe, subject.weights
-            amp_dtype = choose_amp_dtype(recipe.train.precision, device)
-            if job.against_fp32 and amp_dtype is torch.float32 and not job.fold_bn:
-                raise UserError("--against-fp32: float32 with nothing folded is what --no-fold-bn asks for already")
-        index = on_main(world, lambda: _open_index(job, subject, console.warn))
-        with shared_errors():
-            loader = build.build_eval_loader(recipe, index, world, device)
-            began = time.perf_counter()
-            batches = iter(loader)  # the processes start here, and read ahead while the network is built
-            model = build.build_model(recipe, subject.num_classes, device)
-            load_state_dict(model, weights.state, where=str(job.checkpoint))
-            folded = build_folded(recipe, model, device) if job.fold_bn else FoldedNetwork(model, 0, 0)
-        geometry = build.build_geometry(recipe.data)
-        kind = "moving average" if weights.is_average else "raw weights"
-        console.say(f"{recipe.model.name}, {kind}, {len(index):,} pictures at {geometry}, {device}")
-        console.say(f"geometry from {subject.geometry_source}")
-        bn = f"BatchNorms folded: {folded.num_folded}, left: {folded.num_left}" if job.fold_bn else "nothing folded"
-        console.say(f"{_name(amp_dtype)}, {bn}")
-        if folded.refusal:
-            console.warn(f"BatchNorms are not folded, which is slower: {folded.refusal}")
-        if index.encoding:
-            console.say(f"pictures encoded anew: {index.encoding}")
-        for warning in weights.warnings:
-            console.warn(f"{job.checkpoint}: {warning}")
-        hurried = hurry(world, recipe.train.timeout_s)
-        run = functools.partial(run_pass, recipe, index, hurried, device)
-        log = BadImageLog(None, console)
-        found = run(folded.model, amp_dtype, batches, lambda bad: log.add(bad, "counted as wrong"))
-        result, seconds = found.result, time.perf_counter() - began
-        if result.num_unreadable:
-            console.warn(
-                f"{result.num_unreadable} of {result.num_samples} pictures cannot be read; they count as wrong"
-            )
-        console.say(f"{seconds:.1f} s from the first reading on, {result.num_samples / seconds:,.1f} images/s")
-        console.say(str(result))
-        report = {
-            **result.to_dict(),
-            "model": recipe.model.name,
-            "checkpoint": str(job.checkpoint),
-            "weights": "ema" if weights.is_average else "raw",
-            "layout": weights.layout,
-            "eval_cfg": asdict(geometry),
-            "precision": _name(amp_dtype),
-            "num_folded": folded.num_folded,
-            "seconds": seconds,
-        }
-        if job.against_fp32:
-            reference = run(model, torch.float32, loader, lambda bad: None)
-            changes = compare_answers(found.answers, reference.answers, hurried, device)
-            console.say(f"float32, nothing folded: {str(reference.result).strip('* ')}")
-            console.say(_describe_changes(result, reference.result, changes))
-            report["fp32"] = {**reference.result.to_dict(), **asdict(changes)}
-        if job.files.wants_answers:
-            top, is_readable = gather_answers(found.answers, len(index), hurried)
-            names = subject.classes or index.classes or subject.names()
-            if world.is_main:
-                job.files.write_answers(AnswerTable(top, index.labels, is_readable, names), index)
+        place = _Place(world, device, console)
+        found = [_validate(job, file, real_labels, place) for file in job.checkpoints]
+        reports = [each.report for each in found]
+        if len(found) > 1:
+            for line in _tabulate(reports):
+                console.say(line)
+        if job.compare:
+            with shared_errors():
+                _compare(found, console)
         if world.is_main:
-            job.files.write_json(report)
-            num_params = sum(p.numel() for p in model.parameters())
-            job.files.append_timms(recipe.model.name, result, num_params, geometry)
+            job.files.write_json(reports[0] if len(reports) == 1 else reports)
     return EXIT_DONE
+
+
+def _validate(job: ValidateJob, file: Path, real_labels: Mapping[str, list[int]] | None, place: _Place) -> _Validated:
+    """Validate one file, on all processes."""
+    world, device, console = place.world, place.device, place.console
+    with shared_errors():
+        subject = read_subject(file, job.overrides, source=job.source, num_classes=job.num_classes, ema=job.ema)
+        recipe, weights = subject.recipe, subject.weights
+        amp_dtype = choose_amp_dtype(recipe.train.precision, device)
+        if job.against_fp32 and amp_dtype is torch.float32 and not job.fold_bn:
+            raise UserError("--against-fp32: float32 with nothing folded is what --no-fold-bn asks for already")
+        wider = _widen(recipe) if job.crops > 1 else recipe
+    index = on_main(world, lambda: _open_index(file, subject, console.warn))
+    with shared_errors():
+        loader = build.build_eval_loader(recipe, index, world, device)
+        began = time.perf_counter()
+        batches = iter(loader)  # the processes start here, and read ahead while the network is built
+        model = build.build_model(recipe, subject.num_classes, device)
+        load_state_dict(model, weights.state, where=str(file))
+        folded = build_folded(recipe, model, device) if job.fold_bn else FoldedNetwork(model, 0, 0)
+    geometry = build.build_geometry(recipe.data)
+    kind = "moving average" if weights.is_average else "raw weights"
+    console.say(f"{recipe.model.name}, {kind}, {len(index):,} pictures at {geometry}, {device}")
+    console.say(f"geometry from {subject.geometry_source}")
+    bn = f"BatchNorms folded: {folded.num_folded}, left: {folded.num_left}" if job.fold_bn else "nothing folded"
+    console.say(f"{_name(amp_dtype)}, {bn}")
+    if folded.refusal:
+        console.warn(f"BatchNorms are not folded, which is slower: {folded.refusal}")
+    if index.encoding:
+        console.say(f"pictures encoded anew: {index.encoding}")
+    for warning in weights.warnings:
+        console.warn(f"{file}: {warning}")
+    limit = _restriction(index, subject, device, console) if job.restrict else lambda network: network
+    hurried = hurry(world, recipe.train.timeout_s)
+    run = functools.partial(run_pass, recipe, index, hurried, device)
+    log = BadImageLog(None, console)
+    found = run(limit(folded.model), amp_dtype, batches, lambda bad: log.add(bad, "counted as wrong"))
+    result, seconds = found.result, time.perf_counter() - began
+    if result.num_unreadable:
+        console.warn(f"{result.num_unreadable} of {result.num_samples} pictures cannot be read; they count as wrong")
+    console.say(f"{seconds:.1f} s from the first reading on, {result.num_samples / seconds:,.1f} images/s")
+    console.say(str(result))
+    report = {
+        **result.to_dict(),
+        "model": recipe.model.name,
+        "checkpoint": str(file),
+        "weights": "ema" if weights.is_average else "raw",
+        "layout": weights.layout,
+        "eval_cfg": asdict(geometry),
+        "precision": _name(amp_dtype),
+        "num_folded": folded.num_folded,
+        "seconds": seconds,
+    }
+    if job.flips or job.crops > 1:
+        views = AveragedViews(limit(folded.model), geometry.size_px, flips=job.flips)
+        wide_loader = build.build_eval_loader(wider, index, world, device)
+        averaged = run_pass(wider, index, hurried, device, views, amp_dtype, wide_loader, lambda bad: None).result
+        text = " and ".join(["the corners and the centre"] * (job.crops > 1) + ["mirror images"] * job.flips)
+        console.say(f"mean over {job.crops * (1 + job.flips)} views of a picture ({text}): {str(averaged).strip('* ')}")
+        report["views"] = {**averaged.to_dict(), "crops": job.crops, "flips": job.flips}
+    if job.against_fp32:
+        reference = run(limit(model), torch.float32, loader, lambda bad: None)
+        changes = compare_answers(found.answers, reference.answers, hurried, device)
+        console.say(f"float32, nothing folded: {str(reference.result).strip('* ')}")
+        console.say(_describe_changes(result, reference.result, changes))
+        report["fp32"] = {**reference.result.to_dict(), **asdict(changes)}
+    is_right = None
+    if job.files.wants_answers or real_labels is not None or job.compare:
+        top, is_readable = gather_answers(found.answers, len(index), hurried)
+        is_right = (top[:, 0] == index.labels) & is_readable
+        with shared_errors():
+            if real_labels is not None:
+                real = count_real(top[:, 0], is_readable, [index.path(i) for i in range(len(index))], real_labels)
+                console.say(f"ReaL: Acc@1 {real.acc1:.3f} of the {real.num_labelled:,} pictures that have labels")
+                report["real"] = {**asdict(real), "acc1": real.acc1}
+        if world.is_main:
+            names = subject.classes or index.classes or subject.names()
+            job.files.write_answers(AnswerTable(top, index.labels, is_readable, names), index)
+    if world.is_main:
+        num_params = sum(p.numel() for p in model.parameters())
+        job.files.append_timms(recipe.model.name, result, num_params, geometry)
+    return _Validated(report, index.fingerprint, is_right)
+
+
+def _widen(recipe: Recipe) -> Recipe:
+    """The recipe with the square in the middle of the resized picture in place of the one that is cut out of it.
+
+    Raises:
+        UserError: they are the same.
+    """
+    geometry = build.build_geometry(recipe.data)
+    side_px = math.floor(geometry.size_px / geometry.crop_ratio)
+    if side_px <= geometry.size_px:
+        raise UserError(
+            f"--crops: all of a picture's middle is seen already, at a crop ratio of {geometry.crop_ratio:g}; "
+            "give a smaller one with --crop-pct"
+        )
+    return replace(recipe, data=replace(recipe.data, val_px=side_px, crop_ratio=1.0))
+
+
+def _restriction(
+    index: SampleIndex, subject: Subject, device: torch.device, console: Console
+) -> Callable[[nn.Module], nn.Module]:
+    """What makes a network give the classes of a split only."""
+    allowed = torch.zeros(subject.num_classes, dtype=torch.bool)
+    allowed[torch.from_numpy(np.unique(index.labels))] = True
+    console.say(f"answers: the {int(allowed.sum()):,} classes of the split, of {subject.num_classes:,}")
+    return lambda network: RestrictedClasses(network, allowed.to(device))
+
+
+def _tabulate(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line a file, the best first."""
+    ranked = sorted(reports, key=lambda report: -report["acc1"])
+    return [
+        f"{report['acc1']:7.3f} {report['acc5']:7.3f}  {report['model']} ({report['weights']})  {report['checkpoint']}"
+        for report in ranked
+    ]
+
+
+def _compare(found: Sequence[_Validated], console: Console) -> None:
+    """Test each other file against the first one, into its report too.
+
+    Raises:
+        UserError: they were validated on other pictures.
+    """
+    first = found[0]
+    for other in found[1:]:
+        name, base = other.report["checkpoint"], first.report["checkpoint"]
+        if other.fingerprint != first.fingerprint:
+            raise UserError(f"--compare: {name} and {base} were not validated on the same pictures and labels")
+        assert first.is_right is not None and other.is_right is not None  # as they are to be compared
+        test = pair(dict(enumerate(first.is_right.tolist())), dict(enumerate(other.is_right.tolist())))
+        console.say(f"{name} against {base}: {describe_pair(test)}")
+        other.report["against_first"] = {**asdict(test), "difference": test.difference, "p_value": test.p_value}
 
 
 def run_pass(
@@ -181,7 +297,7 @@ def _describe_changes(result: EvalResult, reference: EvalResult, changes: Change
     )
 
 
-def _open_index(job: ValidateJob, subject: Subject, warn: Callable[[str], None]) -> SampleIndex:
+def _open_index(file: Path, subject: Subject, warn: Callable[[str], None]) -> SampleIndex:
     cfg = subject.recipe.data
     path = find_split(str(cfg.root), "val", cfg.val or "auto", cfg.format)
     index = open_index(
@@ -194,7 +310,5 @@ def _open_index(job: ValidateJob, subject: Subject, warn: Callable[[str], None])
         warn=warn,
     )
     if index.classes and len(index.classes) != subject.num_classes:
-        raise DataError(
-            f"{path}: {len(index.classes)} class folders, but {job.checkpoint} has {subject.num_classes} classes"
-        )
+        raise DataError(f"{path}: {len(index.classes)} class folders, but {file} has {subject.num_classes} classes")
     return index

@@ -11,10 +11,16 @@ from cspnet.cli.flags import join_tokens
 __all__ = ["add_geometry_flags", "add_weight_flags", "list_overrides"]
 
 
-def add_weight_flags(what: argparse._ArgumentGroup) -> None:
-    """Which file, whose, and what is in it."""
+def add_weight_flags(what: argparse._ArgumentGroup, *, several: bool = False) -> None:
+    """Which file (or files), whose, and what is in it."""
     what.add_argument(
-        "--checkpoint", "--weights", type=Path, required=True, metavar="FILE", help="checkpoint or weight file"
+        "--checkpoint",
+        "--weights",
+        type=Path,
+        required=True,
+        **({"nargs": "+", "action": "extend"} if several else {}),
+        metavar="FILE",
+        help="checkpoint or weight file" + ", or several of them" * several,
     )
     what.add_argument(
         "--source",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-__all__ = ["PairedTest", "mcnemar", "pair"]
+__all__ = ["PairedTest", "describe_pair", "mcnemar", "pair"]
+
+
+T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,21 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return 1.0 if doubled >= all_ways else doubled / all_ways
 
 
-def pair(first: Mapping[str, bool], second: Mapping[str, bool]) -> PairedTest:
+def pair(first: Mapping[T, bool], second: Mapping[T, bool]) -> PairedTest:
     """Count {picture: whether it is right} of two networks.
 
     Raises:
         ValueError: the pictures are not the same; the message names one.
     """
     if first.keys() != second.keys():
-        raise ValueError(sorted(first.keys() ^ second.keys())[0])
+        raise ValueError(min(first.keys() ^ second.keys(), key=str))
     counts = {True: {True: 0, False: 0}, False: {True: 0, False: 0}}
     for picture, is_right in first.items():
         counts[is_right][second[picture]] += 1
     return PairedTest(counts[True][True], counts[True][False], counts[False][True], counts[False][False])
+
+
+def describe_pair(test: PairedTest) -> str:
+    """The difference, in a line."""
+    verdict = "chance alone would seldom do that" if test.p_value < 0.05 else "no more than chance alone may do"
+    return f"{test.difference:+.3f} points, p = {test.p_value:.3g}: {verdict}"

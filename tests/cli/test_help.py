@@ -77,7 +77,7 @@ def test_bash_completes(door: object, tmp_path: Path, capsys: pytest.CaptureFixt
     if door is validate:
         assert complete(script, command, "--conf") == ["--confusion"]
     else:
-        assert complete(script, command, "--optim.l") == ["--optim.lr", "--optim.lr_base_size"]
+        assert complete(script, command, "--optim.lr") == ["--optim.lr", "--optim.lr_base_size"]
         assert complete(script, command, "--sched", "co") == ["cosine", "constant"]
 
 

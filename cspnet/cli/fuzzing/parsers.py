@@ -149,7 +149,7 @@ def _validate(path: Path) -> None:
     """As a file is validated, up to the data set, which is not there."""
     overrides = {"data.root": str(path.parent / "none"), "train.device": "cpu", "data.workers": 0}
     try:
-        run_validate_job(ValidateJob(path, overrides, "auto", None, None))
+        run_validate_job(ValidateJob((path,), overrides, "auto", None, None))
     except UserError as error:
         if "no such folder" not in str(error):
             raise
