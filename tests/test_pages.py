@@ -86,3 +86,15 @@ def test_scripts_that_the_pages_name() -> None:
     for page in ("COMING_FROM.md", "TROUBLESHOOTING.md"):
         for name in re.findall(r"(?:scripts|recipes)/[\w./]+", (root / "docs" / page).read_text()):
             assert (root / name.rstrip(".")).exists(), name
+
+
+def test_the_table_of_features() -> None:
+    root = Path(__file__).resolve().parent.parent
+    rows = [line.split("|")[1:-1] for line in (root / "docs" / "FEATURES.md").read_text().splitlines() if "|" in line]
+    rows = [[cell.strip() for cell in row] for row in rows if "---" not in row[1] and row[1].strip() != "here"]
+    assert len(rows) > 50
+    for row in rows:
+        assert len(row) == 10, row
+        assert row[1] in ("yes", "no", "partly", "not yet run"), row
+        path = row[9].split(",")[0].split(" ")[0].strip("`")
+        assert row[1] == "no" or (root / path).exists(), row
