@@ -91,7 +91,7 @@ def run_predict_job(job: PredictJob) -> int:
             print(f"{path}: cannot be read: {found.problem}", file=sys.stderr)
         if len(captions) < _MOST_IN_SHEET and job.sheet:
             best = f"{top[0][0]} {100 * top[0][2]:.1f}%" if top else "cannot be read"
-            captions.append(Caption(_read_small(found.path, subject.recipe.data.exif), best, path))
+            captions.append(Caption(_read_small(found.path, subject.recipe.data.exif), best, os.path.basename(path)))
     if job.sheet:
         _write_sheet(job.sheet, captions, num_left=len(paths) - len(captions))
     return EXIT_BUG if num_bad else EXIT_DONE

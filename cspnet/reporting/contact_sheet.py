@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,12 @@ _COLUMNS = 6
 
 @dataclass(frozen=True)
 class Caption:
-    """A picture, and what stands below it."""
+    """A picture, and the two lines below it."""
 
     picture: np.ndarray | None
     """(H, W, 3) uint8, at most SIDE_PX long; None where it cannot be read."""
     text: str
-    path: str = ""
+    more: str = ""
 
 
 def fit_picture(picture: np.ndarray) -> np.ndarray:
@@ -66,7 +65,7 @@ def lay_out(captions: Sequence[Caption]) -> Image.Image:
         else:
             picture = Image.fromarray(caption.picture)
         sheet.paste(picture, (x + (SIDE_PX - picture.width) // 2, y + (SIDE_PX - picture.height) // 2))
-        for line, text in enumerate((caption.text, os.path.basename(caption.path))):
+        for line, text in enumerate((caption.text, caption.more)):
             pen.text((x, y + SIDE_PX + line * _LINE_PX), _shorten(text, font), "black" if line == 0 else "grey", font)
     return sheet
 

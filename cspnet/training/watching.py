@@ -71,7 +71,7 @@ class Watch:
         captions = [
             Caption(None, "cannot be read")
             if label < 0
-            else Caption(fit_picture(picture), f"{self.classes[label]}: {self._name(share)}")
+            else Caption(fit_picture(picture), self._name(share), f"is {self.classes[label]}")
             for picture, label, share in zip(pictures, labels, shares, strict=True)
         ]
         report.draw(lambda board: board.add_sheet("val/pictures", captions, step))
