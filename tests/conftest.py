@@ -49,12 +49,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
 
-def _become(words: list[str], out: Path, err: Path) -> NoReturn:
-    """In a forked process: be `python3 WORDS`, and end."""
+def _become(words: list[str], folder: Path, out: Path, err: Path) -> NoReturn:
+    """In a forked process: be `python3 WORDS` in a folder, and end."""
     code = 1
     try:
         os.setsid()
-        os.chdir(ROOT)
+        os.chdir(folder)
         for number, file in ((1, out), (2, err)):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
@@ -79,11 +79,11 @@ def _become(words: list[str], out: Path, err: Path) -> NoReturn:
 def fork_script(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """As `run_script`, for what starts no processes, in a copy of this one: what it imports is there already."""
 
-    def run(*args: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        folder = tmp_path_factory.mktemp("forked")
-        words, out, err = list(map(str, args)), folder / "out", folder / "err"
+    def run(*args: object, folder: Path = ROOT, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        output = tmp_path_factory.mktemp("forked")
+        words, out, err = list(map(str, args)), output / "out", output / "err"
         if not (child := os.fork()):
-            _become(words, out, err)
+            _become(words, folder, out, err)
         deadline = time.monotonic() + timeout
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
             if time.monotonic() > deadline:
