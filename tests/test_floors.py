@@ -60,6 +60,8 @@ DOORS = {
     "matplotlib": ("cspnet/reporting/plots.py",),
     "shtab": ("cspnet/cli/completion.py",),
     "safetensors": ("cspnet/weights/",),
+    "onnx": ("cspnet/export/",),
+    "onnxruntime": ("cspnet/export/",),
     "simplejpeg": ("cspnet/data/jpeg.py",),
 }
 
@@ -163,6 +165,8 @@ CAUGHT = {
     "tensorboard in training": ("cspnet/training/loop.py", "from torch.utils.tensorboard import SummaryWriter", "door"),
     "tensorboard by its folder": ("cspnet/training/loop.py", "from torch.utils import tensorboard", "door"),
     "safetensors in cli": ("cspnet/cli/build.py", "import safetensors.torch", "door"),
+    "onnx in cli": ("cspnet/cli/export_job.py", "def f():\n    import onnx", "door"),
+    "training sees exporting": ("cspnet/training/loop.py", "from cspnet.export import network", "sideways"),
     "tqdm in training": ("cspnet/training/loop.py", "from tqdm import tqdm", "door"),
     "pydantic in models": ("cspnet/models/spec.py", "import pydantic", "door"),
     "a package nobody agreed on": ("cspnet/cli/build.py", "import requests", "without a door"),

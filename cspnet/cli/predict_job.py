@@ -18,7 +18,7 @@ import torch
 
 from cspnet.cli import build
 from cspnet.cli.benchmark_report import check_outputs
-from cspnet.cli.subject import Subject, build_folded, read_subject
+from cspnet.cli.subject import Subject, build_folded, name_classes, read_subject
 from cspnet.data.decode import EXTENSIONS, Picture, UnreadableImageError, open_picture
 from cspnet.data.transforms import EvalTransform
 from cspnet.errors import EXIT_BUG, EXIT_DONE, DataError, UserError
@@ -72,7 +72,7 @@ def run_predict_job(job: PredictJob) -> int:
     _check_sheet(job.sheet)
     paths = find_pictures(job.pictures)
     subject = read_subject(job.checkpoint, job.overrides, source=job.source, num_classes=job.num_classes, ema=job.ema)
-    names = _name_classes(job.class_file, subject)
+    names = name_classes(job.class_file, subject)
     for warning in subject.weights.warnings:
         print(f"warning: {job.checkpoint}: {warning}", file=sys.stderr)
     captions: list[Caption] = []
@@ -202,19 +202,6 @@ def _read_ahead(
         if following is not None:
             under_way.append(readers.map(read, following))
         yield chunk, list(under_way.pop(0))
-
-
-def _name_classes(file: Path | None, subject: Subject) -> Sequence[str]:
-    if file is None:
-        return subject.names()
-    try:
-        names = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UserError(f"--classes {file}: cannot be read: {reason}") from error
-    if len(names) != subject.num_classes:
-        raise UserError(f"--classes {file}: {len(names)} lines, but the network has {subject.num_classes} classes")
-    return names
 
 
 def _check_sheet(file: Path | None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ import torch
 from torch import nn
 
 from cspnet.cli import build
-from cspnet.errors import CheckpointError
+from cspnet.errors import CheckpointError, UserError
 from cspnet.models import create_model
 from cspnet.models.folding import FoldedNetwork, fold_batch_norm
 from cspnet.recipe.load import COMMAND_LINE, DEFAULT, load_recipe
 from cspnet.recipe.schema import Recipe
+from cspnet.weights.files import is_plain
 from cspnet.weights.load import count_classes
 from cspnet.weights.match import Weights, describes_itself, match_weights, read_weight_file
 
-__all__ = ["Subject", "build_folded", "read_subject"]
+__all__ = ["Subject", "build_folded", "name_classes", "read_subject"]
 
 # Where the data lay in training, and on what machine, says nothing about where it lies now.
 _MACHINE_KEYS = ("data.workers", "data.outside_root", "data.timeout_s", "train.timeout_s", "train.device")
+_ABOUT_KEYS = ("recipe", "eval_cfg", "progress", "seen")
 _GEOMETRY_KEYS = ("data.val_px", "data.crop_ratio", "data.val_interpolation", "data.mean", "data.std")
 
 
@@ -37,6 +39,8 @@ class Subject:
     classes: tuple[str, ...]
     geometry_source: str
     """Where size, crop, interpolation and colours of the pictures come from."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What a file of ours says beside its weights (recipe, eval_cfg, progress, seen), as far as it does."""
 
     def names(self) -> tuple[str, ...]:
         """Of the classes; numbers where the file has no names."""
@@ -82,7 +86,26 @@ def read_subject(
         num_classes=about["num_classes"] if about else count_classes(template, weights.state, where=where),
         classes=tuple(about["classes"]) if about else (),
         geometry_source=_describe_sources({key: resolved.sources[key] for key in _GEOMETRY_KEYS}),
+        about={key: about[key] for key in _ABOUT_KEYS if key in about and is_plain(about[key])} if about else {},
     )
+
+
+def name_classes(file: Path | None, subject: Subject) -> Sequence[str]:
+    """The names in a file, one a line; without a file, those that the weights have.
+
+    Raises:
+        UserError: it cannot be read, or holds another number of names.
+    """
+    if file is None:
+        return subject.names()
+    try:
+        names = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UserError(f"--classes {file}: cannot be read: {reason}") from error
+    if len(names) != subject.num_classes:
+        raise UserError(f"--classes {file}: {len(names)} lines, but the network has {subject.num_classes} classes")
+    return names
 
 
 def build_folded(recipe: Recipe, model: nn.Module, device: torch.device) -> FoldedNetwork:

@@ -138,20 +138,25 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {**about, "state_dict": tensors} if about else tensors
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], texts: Mapping[str, str] | None = None
+) -> None:
     """Write a .safetensors file of ours; it is complete or absent.
 
     Args:
         tensors: contiguous, and none of them shares its memory with another.
         about: what a checkpoint says beside its weights (arch, num_classes, classes, recipe, eval_cfg), of types that
             JSON has; it is kept in the file's header, where other readers pass over it.
+        texts: more for the header, for other readers.
     Raises:
         OSError: the file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    header = {**(texts or {}), "format": "pt", _ABOUT: json.dumps(dict(about))}
     with replacing(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={"format": "pt", _ABOUT: json.dumps(dict(about))})
+        # As bytes: its own way to a file has errors of its own, and leaves a file that nobody else may read.
+        temporary.write_bytes(save(dict(tensors), metadata=header))
 
 
 def checksum_file(path: Path) -> Path:
