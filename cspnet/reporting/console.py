@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,6 +34,14 @@ class _Bar(tqdm):  # type: ignore[type-arg]
 def open_bar(total: int, what: str, unit: str) -> tqdm[Any]:
     """A progress bar on stderr, gone when it is closed; nothing where that is not a terminal."""
     return _Bar(total=total, desc=what, unit=unit, leave=False, disable=not sys.stderr.isatty())
+
+
+def _is_terminal() -> bool:
+    """Whether stderr is a terminal, of some size: in one of none, as a container may have, tqdm draws nothing."""
+    try:
+        return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    except (OSError, ValueError):
+        return False
 
 
 class Console:
@@ -87,8 +96,14 @@ class Console:
 
     def start_epoch(self, epoch: int, epochs: int, steps_done: int, steps: int) -> None:
         """Open the bar of an epoch, on a terminal."""
-        if self.active and sys.stderr.isatty():
-            self.bar = tqdm(total=steps, initial=steps_done, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False)
+        if self.active and _is_terminal():
+            self.bar = tqdm(
+                total=steps,
+                initial=steps_done,
+                desc=f"epoch {epoch}/{epochs}",
+                leave=False,
+                bar_format="{bar:16} {desc} [{n_fmt}/{total_fmt}]{postfix}",
+            )
 
     def advance(self) -> None:
         """One step is done."""
@@ -109,7 +124,7 @@ class Console:
         line = f"{place}  {numbers}  eta {format_duration(eta_s)}"
         self._keep(line)
         if self.bar is not None:
-            self.bar.set_postfix_str(numbers)
+            self.bar.set_postfix_str(f"{numbers}  eta {format_duration(eta_s)}")
         else:
             print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import struct
+import subprocess
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +15,7 @@ import pytest
 
 from cspnet.reporting.console import Console, format_duration
 from cspnet.reporting.run_report import BadImageLog
+from tests.conftest import ROOT
 
 RECORD = {
     "step": 30,
@@ -90,6 +96,37 @@ def test_a_file_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     console = Console(0)
     console.keep_in(tmp_path / "missing" / "train.log")
     show(console)
+
+
+IN_A_TERMINAL = """
+import sys
+from cspnet.reporting.console import Console
+console = Console(0)
+console.start_epoch(3, 5, 0, 10)
+console.advance()
+record = {"epoch": 2, "train/loss": 1.23, "train/acc1": 45.6, "train/lr": 0.05, "train/images_per_s": 1234.5}
+record["train/data_wait_ratio"] = 0.25
+console.show_record(record, epochs=5, step_in_epoch=1, steps=10, eta_s=61)
+console.end_epoch()
+"""
+
+
+@pytest.mark.parametrize("size", [(40, 120), (0, 0)])
+def test_on_a_terminal_there_is_one_line(size: tuple[int, int]) -> None:
+    """A bar with all the numbers; in a terminal without a size, where a bar would not be drawn, a line."""
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    done = subprocess.run([sys.executable, "-c", IN_A_TERMINAL], stdout=theirs, stderr=theirs, cwd=ROOT, check=False)
+    os.close(theirs)
+    said = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0, said
+    lines = [line for line in said.replace("\r", "\n").splitlines() if "loss" in line]
+    numbers = r"loss 1\.2300  acc1 45\.60  lr 0\.05  1234 img/s  data 25%  eta 1:01"
+    where = r"epoch 3/5 \[1/10\], " if size[0] else r"epoch 3/5 \[ 1/10\]  "
+    assert re.search(where + numbers, lines[-1]), said
+    assert len(lines[-1]) < 120
 
 
 def test_without_a_utilisation_none_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
