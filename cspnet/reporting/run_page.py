@@ -209,8 +209,9 @@ def _pictures(facts: RunFacts) -> list[Html]:
     parts = [section("Classes", tag("p", seen.outcome), *_classes(seen.classes))]
     if seen.mixups:
         rows = ((m.name, m.answer, number(m.count), number(100 * m.count / m.pictures, 1, " %")) for m in seen.mixups)
-        text = f"The {len(seen.mixups)} most frequent of all pairs; {seen.num_mixups:,} pictures are wrong."
-        header = ["of class", "taken for", "pictures", "of the class"]
+        text = f"The {len(seen.mixups)} most frequent of all pairs, and their share of the class; "
+        text += f"{seen.num_mixups:,} pictures are wrong."
+        header = ["class", "taken for", "pictures", "share"]
         confused = section(
             "Confusions", tag("p", text), table("Which classes are mixed up", header, rows, numbers=(2, 3))
         )
