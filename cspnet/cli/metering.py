@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,13 +19,17 @@ from cspnet.reporting.console import Console
 from cspnet.reporting.verdict import Setting, judge
 from cspnet.runtime.device import choose_amp_dtype
 from cspnet.runtime.distributed import World
+from cspnet.runtime.files import write_atomically
 from cspnet.runtime.peak import find_peak
 from cspnet.runtime.processes import count_cores
 from cspnet.training.meter import WARM_UP_STEPS, Meter
 from cspnet.training.run import Run
 from cspnet.training.trace import StepTrace
 
-__all__ = ["build_meter", "build_trace", "say_speed"]
+__all__ = ["SPEED_FILE", "build_meter", "build_trace", "keep_speed", "say_speed"]
+
+SPEED_FILE = "speed.json"
+"""In a run's folder: what `say_speed` has said last."""
 
 
 def build_meter(
@@ -54,19 +60,32 @@ def build_trace(folder: Path, device: torch.device, steps: int, steps_left: int,
     return StepTrace(folder / "profile", device, steps, skip, console.say, console.warn)
 
 
-def say_speed(run: Run, splits: Splits) -> None:
-    """How fast the run was since its start, and what bounds it."""
+def say_speed(run: Run, splits: Splits) -> dict[str, Any] | None:
+    """How fast the run was since its start, and what bounds it: in lines, and the same for a file."""
     meter, console = run.meter, run.report.console
     total = meter.total
     if not total.steps:
         console.say(
             f"speed   not told: the first {WARM_UP_STEPS} steps of a start are not counted, and there are no more"
         )
-        return
+        return None
     peak = f" of {meter.peak}" if meter.mfu(total) is not None else ""
     console.say(f"speed   {meter.describe(total)}{peak}")
     exchange_ratio = (meter.exchange_s or 0.0) * total.steps / total.elapsed_s
-    console.say(f"verdict {judge(total.data_wait_ratio, exchange_ratio, _read_setting(run, splits))}")
+    verdict = judge(total.data_wait_ratio, exchange_ratio, _read_setting(run, splits))
+    console.say(f"verdict {verdict}")
+    return {"steps": total.steps, **meter.figures(total), "exchange_ratio": exchange_ratio, "verdict": verdict}
+
+
+def keep_speed(folder: Path, speed: dict[str, Any] | None, run: Run) -> None:
+    """Write what was said into the run's folder; that there is no room for it is no reason to fail."""
+    if speed is None or not run.world.is_main:
+        return
+    try:
+        content = {"step": run.state.progress.step, **speed}
+        write_atomically(folder / SPEED_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        run.report.console.warn(f"{SPEED_FILE}: cannot be written: {error.strerror or error}")
 
 
 def _read_setting(run: Run, splits: Splits) -> Setting:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from cspnet.runtime.files import write_atomically
 from cspnet.runtime.folder_lock import FolderLock
 from cspnet.training.checkpoint import check_parts, find_checkpoint, holds_checkpoints, newest_step, read_checkpoint
 
-__all__ = ["Start", "find_start", "prepare_folder"]
+__all__ = ["CHECKPOINT_SOURCE", "SOURCES_FILE", "Start", "find_start", "prepare_folder", "read_sources"]
+
+SOURCES_FILE = "sources.json"
+"""In a run's folder: {dotted key: where its value came from}."""
+CHECKPOINT_SOURCE = "the recipe in "
+"""How the source of a value begins that comes from a checkpoint's recipe."""
 
 _RECORDS = ("metrics.jsonl", "summary.csv", "tensorboard")
 
@@ -122,9 +128,19 @@ def _refuse_used_folder(folder: Path) -> None:
 
 
 def prepare_folder(
-    recipe_file: Path | None, recipe: Recipe, start: Start, *, warn: Callable[[str], None], lock: FolderLock
+    recipe_file: Path | None,
+    recipe: Recipe,
+    start: Start,
+    *,
+    sources: Mapping[str, str] | None = None,
+    warn: Callable[[str], None],
+    lock: FolderLock,
 ) -> Path:
-    """Make the run's folder, hold it, and write its recipe. Records without a checkpoint are set aside."""
+    """Make the run's folder, hold it, and write its recipe. Records without a checkpoint are set aside.
+
+    Args:
+        sources: {dotted key of the recipe: where its value came from}, to be kept beside it.
+    """
     folder = start.folder
     try:
         if folder is None:
@@ -136,10 +152,31 @@ def prepare_folder(
                 leftover.unlink()
         if start.checkpoint_file is None:
             _set_records_aside(folder, warn)
+        kept = _trace_back(sources or {}, start.checkpoint_file)
         write_atomically(folder / "recipe.yaml", recipe_to_yaml(recipe).encode())
+        write_atomically(folder / SOURCES_FILE, (json.dumps(kept, indent=1) + "\n").encode())
     except OSError as error:
         raise RunFolderError(f"{folder or 'runs'}: cannot be written: {error.strerror}") from error
     return folder
+
+
+def _trace_back(sources: Mapping[str, str], checkpoint_file: Path | None) -> dict[str, str]:
+    """The sources, and for what comes from a checkpoint's recipe where that run had it from, if it says so."""
+    earlier = read_sources(checkpoint_file.resolve().parent.parent) if checkpoint_file else {}
+    return {
+        key: earlier.get(key, source) if source.startswith(CHECKPOINT_SOURCE) else source
+        for key, source in sources.items()
+    }
+
+
+def read_sources(folder: Path) -> dict[str, str]:
+    """{dotted key: where its value came from} of a run; empty where that was not recorded, or cannot be read."""
+    try:
+        content = json.loads((folder / SOURCES_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {key: source for key, source in entries if isinstance(source, str)}
 
 
 def _set_records_aside(folder: Path, warn: Callable[[str], None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from cspnet.cli import build
-from cspnet.errors import CheckpointError, UserError
+from cspnet.data.index import find_split, open_index
+from cspnet.data.samples import SampleIndex
+from cspnet.errors import CheckpointError, DataError, UserError
 from cspnet.models import create_model
 from cspnet.models.folding import FoldedNetwork, fold_batch_norm
 from cspnet.recipe.load import COMMAND_LINE, DEFAULT, load_recipe
@@ -21,7 +23,7 @@ from cspnet.weights.files import is_plain
 from cspnet.weights.load import count_classes
 from cspnet.weights.match import Weights, describes_itself, match_weights, read_weight_file
 
-__all__ = ["Subject", "build_folded", "name_classes", "read_subject"]
+__all__ = ["Subject", "build_folded", "name_classes", "open_val_index", "read_subject"]
 
 # Where the data lay in training, and on what machine, says nothing about where it lies now.
 _MACHINE_KEYS = ("data.workers", "data.outside_root", "data.timeout_s", "train.timeout_s", "train.device")
@@ -106,6 +108,30 @@ def name_classes(file: Path | None, subject: Subject) -> Sequence[str]:
     if len(names) != subject.num_classes:
         raise UserError(f"--classes {file}: {len(names)} lines, but the network has {subject.num_classes} classes")
     return names
+
+
+def open_val_index(subject: Subject, file: Path, warn: Callable[[str], None]) -> SampleIndex:
+    """The validation pictures of the recipe, labelled by the subject's classes.
+
+    Args:
+        file: names the subject in an error.
+    Raises:
+        DataError: they are not there, or are of other classes.
+    """
+    cfg = subject.recipe.data
+    path = find_split(str(cfg.root), "val", cfg.val or "auto", cfg.format)
+    index = open_index(
+        path,
+        root=str(cfg.root),
+        outside_root=cfg.outside_root,
+        cache_dir=cfg.cache_dir,
+        classes=subject.classes,
+        num_classes=subject.num_classes,
+        warn=warn,
+    )
+    if index.classes and len(index.classes) != subject.num_classes:
+        raise DataError(f"{path}: {len(index.classes)} class folders, but {file} has {subject.num_classes} classes")
+    return index
 
 
 def build_folded(recipe: Recipe, model: nn.Module, device: torch.device) -> FoldedNetwork:

@@ -14,18 +14,18 @@ from cspnet.cli import build
 from cspnet.cli.batch_size import settle_batch_size
 from cspnet.cli.build_run import Place, build_run, count_steps
 from cspnet.cli.compiling import settle_compile
-from cspnet.cli.metering import say_speed
+from cspnet.cli.metering import keep_speed, say_speed
 from cspnet.cli.micro_batch import Shortage, explain_shortage, note_shortage, settle_micro_batch
 from cspnet.cli.repeating import check_repeatable, say_other_machine
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
-from cspnet.cli.run_folder import Start, find_start, prepare_folder
+from cspnet.cli.run_folder import CHECKPOINT_SOURCE, Start, find_start, prepare_folder
 from cspnet.data.jpeg import IS_INSTALLED
 from cspnet.data.loader import TrainLoader
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RecipeError, shared_errors
 from cspnet.optim.optimizers import peak_lr
 from cspnet.optim.schedule import count_warmup_steps
 from cspnet.recipe.checks import list_idle
-from cspnet.recipe.load import COMMAND_LINE, load_recipe
+from cspnet.recipe.load import COMMAND_LINE, ResolvedRecipe, load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.runtime.determinism import deterministic_algorithms
@@ -69,6 +69,8 @@ class _Context:
 
     job: TrainJob
     recipe: Recipe
+    sources: Mapping[str, str]
+    """{dotted key of the recipe: where its value came from}."""
     start: Start
     checkpoint: Mapping[str, Any] | None
     place: Place
@@ -94,14 +96,15 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
         with shared_errors():
             if checkpoint is not None and start.checkpoint_file is not None:
                 check_parts(start.checkpoint_file, checkpoint)
-            recipe = _resolve_recipe(job, checkpoint, start, console)
+            resolved = _resolve_recipe(job, checkpoint, start, console)
+            recipe = resolved.recipe
         with deterministic_algorithms(enabled=recipe.train.deterministic):
             with shared_errors():
                 device = choose_device(recipe.train.device, world.local_rank)
                 amp_dtype = choose_amp_dtype(recipe.train.precision, device)
             place = Place(world, device, amp_dtype, console)
             with told_shortage(device, "before the first step", "use a smaller --model, or another --device"):
-                shortage = _run(_Context(job, recipe, start, checkpoint, place, stop, lock))
+                shortage = _run(_Context(job, recipe, resolved.sources, start, checkpoint, place, stop, lock))
             if shortage is not None:
                 raise explain_shortage(recipe, place, shortage)
     return EXIT_DONE
@@ -112,6 +115,8 @@ def _run(context: _Context) -> Shortage | None:
     job, console = context.job, context.place.console
     splits = build.open_splits(context.recipe, context.place.world, console.warn)
     with shared_errors():
+        if context.recipe.train.batch_size == "auto":
+            context = replace(context, sources={**context.sources, "train.batch_size": "auto, tried out at the start"})
         from_checkpoint = (context.recipe, splits, context.place, context.checkpoint)
         context = replace(context, recipe=settle_batch_size(*from_checkpoint, trains=not job.test_only))
         loader = build.build_train_loader(context.recipe, splits, context.place.world, context.place.device)
@@ -133,7 +138,10 @@ def _run(context: _Context) -> Shortage | None:
             return None
     if job.writes:
         what = (job.recipe_file, context.recipe, context.start)
-        folder = on_main(context.place.world, lambda: prepare_folder(*what, warn=console.warn, lock=context.lock))
+        folder = on_main(
+            context.place.world,
+            lambda: prepare_folder(*what, sources=context.sources, warn=console.warn, lock=context.lock),
+        )
         context = replace(context, start=replace(context.start, folder=folder))
         if context.place.world.is_main:
             console.keep_in(folder / "train.log")
@@ -157,7 +165,7 @@ def _run(context: _Context) -> Shortage | None:
             shortage = note_shortage(run, lambda: fit(run))
         if shortage is None:
             if context.start.folder is not None:
-                say_speed(run, splits)
+                keep_speed(context.start.folder, say_speed(run, splits), run)
             _say_end(run, context.start.folder, console)
         return shortage
     finally:
@@ -249,7 +257,9 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: Train
         console.warn("a batch of one picture has no other to mix it with: mixing does nothing")
 
 
-def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: Start, console: Console) -> Recipe:
+def _resolve_recipe(
+    job: TrainJob, checkpoint: Mapping[str, Any] | None, start: Start, console: Console
+) -> ResolvedRecipe:
     """The recipe of the run. A resumed run without --recipe goes on by its own.
 
     A setting of the command line or of the file itself that does nothing is named; what lies further down may be meant
@@ -257,12 +267,12 @@ def _resolve_recipe(job: TrainJob, checkpoint: Mapping[str, Any] | None, start: 
     """
     below = []
     if checkpoint is not None and not job.recipe_file:
-        below = [(f"the recipe in {start.checkpoint_file}", checkpoint["recipe"])]
+        below = [(f"{CHECKPOINT_SOURCE}{start.checkpoint_file}", checkpoint["recipe"])]
     resolved = load_recipe(job.recipe_file, job.overrides, below)
     for key, needs in list_idle(resolved.recipe):
         if resolved.sources[key] in (COMMAND_LINE, str(job.recipe_file)):
             console.warn(f"{key}: does nothing here; it needs {needs}")
-    return build.embed_cfg(resolved.recipe)
+    return replace(resolved, recipe=build.embed_cfg(resolved.recipe))
 
 
 def _test_only(context: _Context, run: Run) -> None:

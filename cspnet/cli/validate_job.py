@@ -16,11 +16,10 @@ from torch import nn
 
 from cspnet.cli import build
 from cspnet.cli.result_files import ResultFiles
-from cspnet.cli.subject import Subject, build_folded, read_subject
+from cspnet.cli.subject import Subject, build_folded, open_val_index, read_subject
 from cspnet.data.feed import BadImage, Batch
-from cspnet.data.index import find_split, open_index
 from cspnet.data.samples import SampleIndex
-from cspnet.errors import EXIT_DONE, DataError, UserError, shared_errors
+from cspnet.errors import EXIT_DONE, UserError, shared_errors
 from cspnet.evaluation.answers import Answers, Changes, compare_answers, gather_answers
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.evaluation.paired import describe_pair, pair
@@ -132,7 +131,7 @@ def _validate(job: ValidateJob, file: Path, real_labels: Mapping[str, list[int]]
         if job.against_fp32 and amp_dtype is torch.float32 and not job.fold_bn:
             raise UserError("--against-fp32: float32 with nothing folded is what --no-fold-bn asks for already")
         wider = _widen(recipe) if job.crops > 1 else recipe
-    index = on_main(world, lambda: _open_index(file, subject, console.warn))
+    index = on_main(world, lambda: open_val_index(subject, file, console.warn))
     with shared_errors():
         loader = build.build_eval_loader(recipe, index, world, device)
         began = time.perf_counter()
@@ -295,20 +294,3 @@ def _describe_changes(result: EvalResult, reference: EvalResult, changes: Change
         f"another first answer for {changes.changed} of {result.num_samples:,} pictures: "
         f"{changes.right_to_wrong} right to wrong, {changes.wrong_to_right} wrong to right"
     )
-
-
-def _open_index(file: Path, subject: Subject, warn: Callable[[str], None]) -> SampleIndex:
-    cfg = subject.recipe.data
-    path = find_split(str(cfg.root), "val", cfg.val or "auto", cfg.format)
-    index = open_index(
-        path,
-        root=str(cfg.root),
-        outside_root=cfg.outside_root,
-        cache_dir=cfg.cache_dir,
-        classes=subject.classes,
-        num_classes=subject.num_classes,
-        warn=warn,
-    )
-    if index.classes and len(index.classes) != subject.num_classes:
-        raise DataError(f"{path}: {len(index.classes)} class folders, but {file} has {subject.num_classes} classes")
-    return index

@@ -29,6 +29,7 @@ __all__ = [
     "ResolvedRecipe",
     "field_table",
     "format_recipe",
+    "inline",
     "list_differences",
     "load_recipe",
     "nearest_key",
@@ -348,7 +349,7 @@ def recipe_to_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
     """A value as YAML on one line."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True)
     lines = text.removesuffix("...\n").splitlines()
@@ -363,13 +364,13 @@ def recipe_to_yaml(recipe: Recipe) -> str:
         if key.split(".")[0] != section:
             section = key.split(".")[0]
             lines.append(f"{section}:")
-        lines.append(f"  {key.split('.')[1]}: {_inline(value)}")
+        lines.append(f"  {key.split('.')[1]}: {inline(value)}")
     return "\n".join(lines) + "\n"
 
 
 def format_recipe(resolved: ResolvedRecipe) -> str:
     """A line a value: key, value, where it came from."""
-    texts = {key: _inline(value) for key, value in recipe_to_values(resolved.recipe).items()}
+    texts = {key: inline(value) for key, value in recipe_to_values(resolved.recipe).items()}
     key_width, value_width = max(map(len, texts)), min(40, max(map(len, texts.values())))
     return "\n".join(f"{k:<{key_width}}  {v:<{value_width}}  {resolved.sources[k]}" for k, v in texts.items())
 

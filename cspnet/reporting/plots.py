@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cspnet.errors import UserError
 from cspnet.runtime.files import replacing
 
-__all__ = ["PANELS", "Curve", "curves_of", "draw_curves", "epochs_at", "read_records"]
+__all__ = ["PANELS", "Curve", "curves_of", "draw_curves", "draw_panels", "epochs_at", "read_records"]
 
 PANELS: dict[str, tuple[tuple[str, str], ...]] = {
     "loss": (("train/loss", ":"), ("val/loss", "-"), ("val_ema/loss", "--")),
@@ -29,6 +32,14 @@ PANELS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 _UNDATED: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+COLOURS = {"train": "#2f7ed8", "val": "#d9730d", "val_ema": "#0f9d77"}
+"""Of a single run's lines, by what their keys begin with: at least 3:1 against white and against black."""
+_PEN = "#010203"
+"""Stands for the colour of the text around a picture, until there is one."""
+_MOST_POINTS = 500
+"""Of a line in a page: more are averaged, a few records a point."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             record["step"] = int(record["step"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             if number == len(lines):
                 break
             raise UserError(f"{file}: line {number}: not a record of a run") from error
@@ -87,6 +98,76 @@ def epochs_at(records: Sequence[Mapping[str, Any]], steps: np.ndarray) -> np.nda
     return np.where(steps > at[-1], epochs[-1] + (steps - at[-1]) * rate, np.interp(steps, at, epochs))
 
 
+def _lines_of(
+    records: Sequence[Mapping[str, Any]], keys: Sequence[tuple[str, str]], *, by_epoch: bool
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """(key, its line, x, y) of a panel's curves that a run has."""
+    curves = curves_of(records)
+    for key, line in keys:
+        if key not in curves:
+            continue
+        x, y = curves[key].steps.astype(float), curves[key].values
+        epochs = epochs_at(records, x)
+        if by_epoch and epochs is not None:
+            x = epochs
+        yield key, line, x, 100 * y if key == "train/data_wait_ratio" else y
+
+
+def draw_panels(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """{title: an <svg> element to stand in a page} of one run; without those that it has no records for.
+
+    The lines are COLOURS, all else is of the colour of the text around it, and nothing outside of the page is named.
+    """
+    by_epoch = epochs_at(records, np.zeros(1)) is not None
+    drawn = {}
+    for number, (title, keys) in enumerate(PANELS.items()):
+        lines = list(_lines_of(records, keys, by_epoch=by_epoch))
+        if not lines:
+            continue
+        figure = Figure(figsize=(4.2, 2.7), layout="constrained")
+        panel = figure.subplots()
+        for key, line, x, y in lines:
+            x, y = _thin_out(x), _thin_out(y)
+            colour, marker = COLOURS[key.split("/")[0]], "o" if len(x) < 3 else ""
+            panel.plot(x, y, line, color=colour, marker=marker, markersize=5, linewidth=1.6)
+        panel.set_xlabel("epoch" if by_epoch else "step", fontsize=10, color=_PEN)
+        _colour_frame(panel)
+        drawn[title] = _to_element(figure, f"curve{number}-", title)
+    return drawn
+
+
+def _thin_out(values: np.ndarray) -> np.ndarray:
+    """At most `_MOST_POINTS` values: each the mean of its neighbours, if there are more."""
+    if len(values) <= _MOST_POINTS:
+        return values
+    return np.array([part.mean() for part in np.array_split(values, _MOST_POINTS)])
+
+
+def _colour_frame(panel: Axes) -> None:
+    """Everything but the lines takes the pen's colour."""
+    panel.grid(color=_PEN, alpha=0.18)
+    panel.tick_params(labelsize=10, color=_PEN, labelcolor=_PEN)
+    panel.yaxis.get_offset_text().set_color(_PEN)
+    for side in panel.spines.values():
+        side.set_color(_PEN)
+        side.set_alpha(0.5)
+
+
+def _to_element(figure: Figure, prefix: str, title: str) -> str:
+    """A figure as an element of a page, whose other names do not meet those in it."""
+    text = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cspnet"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    head, body = svg.split(">", 1)
+    size = re.search(r'viewBox="[^"]*"', head)
+    svg = f'<svg role="img" aria-label="{title}" {size[0] if size else ""}>{body}'
+    svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\1{prefix}", svg)
+    return re.sub(r"font-family: [^;\"]*;?", "", svg).replace(_PEN, "currentColor")
+
+
 def draw_curves(file: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Six panels of one or several runs, a colour each, over epochs (or over steps, if one has not finished an epoch).
 
@@ -102,16 +183,7 @@ def draw_curves(file: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     panels = figure.subplots(2, 3)
     for panel, (title, keys) in zip(panels.flat, PANELS.items(), strict=True):
         for number, records in enumerate(runs.values()):
-            curves = curves_of(records)
-            for key, line in keys:
-                if key not in curves:
-                    continue
-                x, y = curves[key].steps.astype(float), curves[key].values
-                epochs = epochs_at(records, x)
-                if by_epoch and epochs is not None:
-                    x = epochs
-                if key == "train/data_wait_ratio":
-                    y = 100 * y
+            for _, line, x, y in _lines_of(records, keys, by_epoch=by_epoch):
                 marker = "." if len(x) < 3 else ""
                 panel.plot(x, y, line, color=f"C{number % 10}", marker=marker, linewidth=1.2)
         panel.set_title(title, fontsize=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def test_what_is_tried_and_taken(
     assert main(flags(picture_tree, tmp_path / "run")) == 0
     assert seen == tried
     assert kept_size(tmp_path / "run") == taken
+    assert json.loads((tmp_path / "run" / "sources.json").read_text())["train.batch_size"].startswith("auto, tried out")
 
 
 def test_larger_ones_are_left_out_once_it_does_not_pay() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from cspnet.cli.run_folder import Start, find_start, prepare_folder
 from cspnet.cli.train import main
+from cspnet.recipe.load import recipe_to_values
 from cspnet.recipe.schema import Recipe
 from cspnet.runtime.folder_lock import FolderLock
 from tests.conftest import ROOT
@@ -91,6 +92,31 @@ def test_two_runs_of_a_second_get_a_folder_each(tmp_path: Path, monkeypatch: pyt
     with FolderLock() as lock:
         folders = {prepare_folder(None, Recipe(), Start(None, None), warn=pytest.fail, lock=lock) for _ in range(3)}
     assert len(folders) == 3
+
+
+def read_sources(folder: Path) -> dict[str, str]:
+    return dict(json.loads((folder / "sources.json").read_text()))
+
+
+def test_where_values_came_from(picture_tree: Path, tmp_path: Path) -> None:
+    """What comes from a checkpoint's recipe came from where that run had it from."""
+    folder, recipe = tmp_path / "run", tmp_path / "mine.yaml"
+    recipe.write_text("optim: {lr: 0.02}\n")
+    assert main(command(picture_tree, "--output-dir", folder, "--recipe", recipe)) == 0
+    first = read_sources(folder)
+    assert set(first) == set(recipe_to_values(Recipe()))
+    expected = {"optim.lr": str(recipe), "model.name": "command line", "optim.momentum": "default"}
+    assert {key: first[key] for key in expected} == expected
+    last = folder / "checkpoints" / "last.pt"
+    assert main(["--resume", str(last), "--steps", "2", "--momentum", "0.8"]) == 0
+    then = {**first, "optim.momentum": "command line", "train.epochs": "command line"}  # --steps takes its place
+    assert read_sources(folder) == then
+    assert main(["--resume", str(last), "--output-dir", str(tmp_path / "other"), "--steps", "3"]) == 0
+    assert read_sources(tmp_path / "other") == then
+    (folder / "sources.json").write_text("{")
+    assert main(["--resume", str(last), "--steps", "3"]) == 0
+    told = read_sources(folder)
+    assert (told["optim.lr"], told["train.steps"]) == (f"the recipe in {last}", "command line")
 
 
 Case = Callable[[Path], list[object]]

@@ -245,6 +245,23 @@ def test_the_exchange_is_told_as_a_share_of_a_step(monkeypatch: pytest.MonkeyPat
     assert lines[0].startswith("speed   8 img/s (compute alone 8), data 5%, peak memory ")
 
 
+def test_what_is_said_at_the_end_is_kept(tmp_path: Path) -> None:
+    """By the first process; that there is no place for it is told, and is no failure."""
+    warnings: list[str] = []
+    run = SimpleNamespace(
+        world=World(), state=SimpleNamespace(progress=SimpleNamespace(step=7)), report=SimpleNamespace()
+    )
+    run.report.console = SimpleNamespace(warn=warnings.append)
+    metering.keep_speed(tmp_path, None, run)  # type: ignore[arg-type]
+    metering.keep_speed(tmp_path, {"verdict": "slow"}, SimpleNamespace(world=World(1, 2)))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    metering.keep_speed(tmp_path, {"verdict": "slow"}, run)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "speed.json").read_text()) == {"step": 7, "verdict": "slow"}
+    assert warnings == []
+    metering.keep_speed(tmp_path / "gone", {"verdict": "slow"}, run)  # type: ignore[arg-type]
+    assert warnings == ["speed.json: cannot be written: No such file or directory"]
+
+
 def test_a_network_that_cannot_be_counted_has_no_utilisation(
     picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
