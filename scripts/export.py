@@ -3,12 +3,12 @@
 
     python3 scripts/export.py --checkpoint runs/mine/checkpoints/best.pt mine.onnx
     python3 scripts/export.py --checkpoint FILE mine.onnx --input uint8 --softmax     # pixels in, probabilities out
-    python3 scripts/export.py --checkpoint FILE mine.pt2 --format torch
-    python3 scripts/export.py --checkpoint FILE mine.safetensors --format safetensors # and mine.md, its model card
+    python3 scripts/export.py --checkpoint FILE mine.pt2
+    python3 scripts/export.py --checkpoint FILE mine.safetensors                      # and mine.md, its model card
 
-onnx: any number of pictures at once; needs onnx, onnxruntime and onnxscript. torch: a program of torch.export, for
+.onnx: any number of pictures at once; needs onnx, onnxruntime and onnxscript. .pt2: a program of torch.export, for
 PyTorch without this package. Both carry class names and preprocessing in their metadata, and are compared with the
-network before they get their names. safetensors: the weights, to go on with. Weights of others go with --model, as in
+network before they get their names. .safetensors: the weights, to go on with. Weights of others go with --model, as in
 validate.py.
 """
 
@@ -30,7 +30,7 @@ def main() -> int:
     add_weight_flags(parser.add_argument_group("what"))
     add_geometry_flags(parser.add_argument_group("pictures"))
     how = parser.add_argument_group("how")
-    how.add_argument("--format", default="onnx", choices=("onnx", "torch", "safetensors"), help="[%(default)s]")
+    how.add_argument("--format", choices=("onnx", "torch", "safetensors"), help="[as the file's name ends]")
     how.add_argument("--classes", type=Path, metavar="FILE", help="names of classes, one a line [the checkpoint's]")
     how.add_argument("--opset", type=int, metavar="N", help="of an ONNX file, from 18 on [18]")
     how.add_argument("--softmax", action="store_true", help="probabilities out instead of logits")
@@ -45,12 +45,12 @@ def main() -> int:
     how.add_argument("--force", action="store_true", help="replace files that are there")
     args = parser.parse_all(sys.argv[1:])
 
-    from cspnet.cli.export_job import ExportJob, run_export_job
+    from cspnet.cli.export_job import ExportJob, find_format, run_export_job
 
     return run_export_job(
         ExportJob(
             out=args.out,
-            format=args.format,
+            format=args.format or find_format(args.out),
             checkpoint=args.checkpoint,
             overrides={key: value for key, value in list_overrides(args).items() if value is not None},
             source=args.source,

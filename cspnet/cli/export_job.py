@@ -29,7 +29,7 @@ from cspnet.weights.files import hash_file, write_safetensors
 from cspnet.weights.load import load_state_dict
 from cspnet.weights.preprocessing import Preprocessing
 
-__all__ = ["ENDINGS", "ExportJob", "run_export_job"]
+__all__ = ["ENDINGS", "ExportJob", "find_format", "run_export_job"]
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 """{format: how its files end}."""
@@ -65,6 +65,18 @@ class ExportJob:
     """Of the weights; empty if nobody has said."""
     force: bool
     """Whether files that are there may be replaced."""
+
+
+def find_format(out: Path) -> str:
+    """The format that a file's ending means.
+
+    Raises:
+        UserError: it means none.
+    """
+    for name, ending in ENDINGS.items():
+        if out.suffix == ending:
+            return name
+    raise UserError(f"{out}: a name that ends in {', '.join(ENDINGS.values())} says what to write")
 
 
 def run_export_job(job: ExportJob) -> int:
@@ -121,9 +133,7 @@ def _check_out(job: ExportJob) -> None:
     """
     out, ending = job.out, ENDINGS[job.format]
     if out.suffix != ending:
-        other = next((name for name, own in ENDINGS.items() if own == out.suffix), None)
-        hint = f"; for {out.suffix} say --format {other}" if other else ""
-        raise UserError(f"{out}: --format {job.format} writes a file that ends in {ending}{hint}")
+        raise UserError(f"{out}: --format {job.format} writes a file that ends in {ending}")
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
         raise UserError(f"{out}: name a file in a folder that is there and can be written")
     for file in (out, _card_of(out)) if job.format == "safetensors" else (out,):

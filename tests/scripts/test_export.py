@@ -142,7 +142,7 @@ FORMATS = {"onnx": "mine.onnx", "torch": "mine.pt2", "safetensors": "mine.safete
 @pytest.mark.parametrize("format", [pytest.param("onnx", marks=needs_onnx), "torch", "safetensors"])
 def test_what_it_says_of_itself(format: str, export: Run, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / FORMATS[format]
-    export(out, "--format", format)
+    export(out)
     texts = read_metadata(out)
     assert {**texts, "cspnet": "", "format": ""}.keys() == {*KEYS, "cspnet", "format"}
     assert json.loads(texts["classes"]) == [f"class_{i}" for i in range(4)]
@@ -233,8 +233,9 @@ def test_what_is_there_stays_unless_forced(export: Run, fork_script: Run, checkp
 
 
 WRONG: dict[str, tuple[list[Any], str]] = {
-    "another ending": (["a.pt2"], "--format onnx writes a file that ends in .onnx; for .pt2 say --format torch"),
+    "another ending": (["a.pt2", "--format", "onnx"], "--format onnx writes a file that ends in .onnx"),
     "no ending": (["a", "--format", "torch"], "writes a file that ends in .pt2"),
+    "an ending of nothing": (["a.tflite"], "ends in .onnx, .pt2, .safetensors says what to write"),
     "another format": (["a.onnx", "--format", "tflite"], "invalid choice: 'tflite'"),
     "a folder that is not there": (["no/a.onnx"], "name a file in a folder that is there"),
     "a folder": (["folder.onnx"], "name a file in a folder that is there"),
