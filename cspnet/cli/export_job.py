@@ -24,7 +24,7 @@ from cspnet.export.torch_file import write_program
 from cspnet.models.folding import FoldedNetwork
 from cspnet.recipe.load import recipe_to_values
 from cspnet.recipe.schema import Recipe
-from cspnet.runtime.files import write_atomically
+from cspnet.runtime.files import printable, write_atomically
 from cspnet.weights.files import hash_file, write_safetensors
 from cspnet.weights.load import load_state_dict
 from cspnet.weights.preprocessing import Preprocessing
@@ -99,7 +99,7 @@ def run_export_job(job: ExportJob) -> int:
     print(f"{recipe.model.name}, {kind}, {subject.num_classes} classes, {num_params:,} parameters")
     print(f"pictures: {build.build_geometry(recipe.data)}; from {subject.geometry_source}")
     for warning in subject.weights.warnings:
-        print(f"warning: {job.checkpoint}: {warning}", file=sys.stderr)
+        print(f"warning: {printable(str(job.checkpoint))}: {warning}", file=sys.stderr)
     try:
         if job.format == "safetensors":
             _write_weights(job, subject, recipe, model, contents, trained)
@@ -191,8 +191,11 @@ def _read_training(subject: Subject) -> Trained:
     if not isinstance(progress, dict):
         return Trained(recipe, subject.weights.is_average)
     step, epoch = (value if type(value := progress.get(key)) is int else None for key in ("step", "epoch"))
-    ranking = progress.get("ranking") or []
-    found = [entry[1] for entry in ranking if isinstance(entry, list) and len(entry) == 2 and entry[0] == step]
+    ranking = progress.get("ranking")
+    pairs = (
+        [entry for entry in ranking if isinstance(entry, list) and len(entry) == 2] if isinstance(ranking, list) else []
+    )
+    found = [score for number, score in pairs if number == step]
     # What was validated is the moving average, where the run has one.
     is_theirs = subject.weights.is_average == bool(recipe.get("ema.decay"))
     acc1 = float(found[0]) if found and is_theirs and isinstance(found[0], float) else None
@@ -220,7 +223,10 @@ def _write_network(job: ExportJob, recipe: Recipe, model: nn.Module, contents: C
         what, checker = f"torch.export of PyTorch {torch.__version__}", "read back"
     side = contents.pictures.size_px
     shape = f"{side} x {side} x 3" if job.input_kind == "uint8" else f"3 x {side} x {side}"
-    print(f"{job.out}: {what}; in: images, batch x {shape} {job.input_kind}; out: {contents.output}, ", end="")
+    print(
+        f"{printable(str(job.out))}: {what}; in: images, batch x {shape} {job.input_kind}; out: {contents.output}, ",
+        end="",
+    )
     print(f"batch x {len(contents.classes)} float32; {job.out.stat().st_size:,} bytes")
     batches = " and ".join(map(str, CHECKED_BATCHES))
     print(f"checked ({checker}) against the network in float32, batches of {batches} random pictures: ", end="")
@@ -255,10 +261,11 @@ def _write_weights(
         contents,
         trained,
         model,
-        file=job.out.name,
-        source=job.checkpoint.name,
+        file=printable(job.out.name),
+        source=printable(job.checkpoint.name),
         options=recipe.model.options,
         license=job.license,
     )
-    write_atomically(_card_of(job.out), card.encode())
-    print(f"{job.out}: {len(state)} tensors, {job.out.stat().st_size:,} bytes; {_card_of(job.out)}: its card")
+    write_atomically(_card_of(job.out), card.encode("utf-8", "backslashreplace"))
+    out, beside = (printable(str(file)) for file in (job.out, _card_of(job.out)))
+    print(f"{out}: {len(state)} tensors, {job.out.stat().st_size:,} bytes; {beside}: its card")

@@ -186,5 +186,6 @@ def _is_timms(model: nn.Module, name: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """A text that Markdown shows as it is, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    """A text that Markdown shows as it is, on one line, whatever a stranger's file has put into it."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", shown)

@@ -1,8 +1,8 @@
 """ONNX files, by torch's exporter, and onnxruntime to check them.
 
-The exporter that goes through torch.export (`dynamo=True`) takes all our networks, with batches of any size. It writes
-opset 18; newer ones it converts to, and for older ones it writes 18 all the same, with no more than a log line: those
-are refused here, and the opset that came out is looked at.
+The exporter that goes through torch.export (`dynamo=True`) takes all our networks, with batches of any size (tried with
+PyTorch 2.14). It writes opset 18; newer ones it converts to, and for older ones it writes 18 all the same, with no more
+than a log line: those are refused here, and the opset that came out is looked at.
 """
 
 from __future__ import annotations

@@ -209,6 +209,19 @@ def test_safetensors_go_on(export: Run, checkpoint: Path, tmp_path: Path) -> Non
     assert "| weights | raw |" in card
 
 
+def test_a_strangers_words(checkpoint: Path, fork_script: Run, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["classes"] = ["a\ud800", "b\x1b[31m", "<script>", "d"]
+    for i, progress in enumerate(({"step": "x", "ranking": 5}, {"step": 2, "ranking": [[2, "y"], 3, [2]]}, [7])):
+        torch.save({**content, "progress": progress}, tmp_path / "odd.pt")
+        words = ("--checkpoint", tmp_path / "odd.pt", tmp_path / f"{i}.safetensors", "--format", "safetensors")
+        done = fork_script("scripts/export.py", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        card = (tmp_path / f"{i}.md").read_text()
+        assert r"4: a\\ud800, b\\x1b\[31m, \<script\>, d" in card
+        assert "| Acc@1 | not in the source |" in card
+
+
 def test_weights_of_others(fork_script: Run, tmp_path: Path) -> None:
     torch.save(cspnet.create_model("cspdarknet_tiny", 3).state_dict(), tmp_path / "w.pth")
     words = ("--weights", tmp_path / "w.pth", "--model", "cspdarknet_tiny", "--img-size", 48, "--format", "torch")
