@@ -29,6 +29,9 @@ from cspnet.training.checkpoint import check_parts, read_checkpoint
 __all__ = ["ReportJob", "run_report_job"]
 
 _NOT_RECORDED = "not recorded"
+_MOST = 1e100
+_MOST_STEPS = 2**53
+"""That a float can count."""
 _HEAD_BYTES = 4000
 """Of a page: by these it is known for a report, and whose."""
 
@@ -78,12 +81,24 @@ def run_report_job(job: ReportJob) -> int:
 
 
 def _read_records(folder: Path) -> list[dict[str, Any]]:
-    if not (folder / "metrics.jsonl").exists():
+    """The records, in their order; values that are no numbers are None.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    file = folder / "metrics.jsonl"
+    if not file.exists():
         raise UserError(f"{folder}: there is nothing to report yet: no metrics.jsonl in it")
-    records = read_records(folder)
-    for record in records:
-        if type(record.get("epoch")) is not int:
-            raise UserError(f"{folder / 'metrics.jsonl'}: the record of step {record['step']} does not say its epoch")
+    records, before = [], (0, False)
+    for record in read_records(folder):
+        step, epoch = record["step"], record.get("epoch")
+        if type(epoch) is not int or not 0 <= epoch <= _MOST_STEPS:
+            raise UserError(f"{file}: the record of step {step} does not say its epoch")
+        place = (step, "train/epoch_loss" in record)  # an epoch's record stands behind that of its last step
+        if not before < place <= (_MOST_STEPS, True):
+            raise UserError(f"{file}: damaged: the record of step {step} does not follow the one before")
+        records.append({**{key: _number(value) for key, value in record.items()}, "step": step, "epoch": epoch})
+        before = place
     return records
 
 
@@ -194,16 +209,16 @@ def find_best(records: Records) -> tuple[Mapping[str, Any] | None, str]:
     best, best_kind, most = None, "val", -math.inf
     for record in records:
         kind = "val_ema" if "val_ema/acc1" in record else "val"
-        acc1 = _number(record.get(f"{kind}/acc1"))
+        acc1 = record.get(f"{kind}/acc1")
         if acc1 is not None and acc1 > most:
             best, best_kind, most = record, kind, acc1
     return best, best_kind
 
 
-def _number(value: object) -> float | None:
-    """A finite number, or None."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None  # type: ignore[arg-type]
+def _number(value: object) -> int | float | None:
+    """A number within reason, or None."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and -_MOST < value < _MOST
+    return value if is_number else None  # type: ignore[return-value]
 
 
 def _facts(
@@ -269,10 +284,10 @@ def _windows(records: Records) -> list[_Window]:
     found, done = [], 0
     for record in records:
         if "train/loss" in record:
-            rate = _number(record.get("train/images_per_s"))
+            rate = record.get("train/images_per_s")
             if not rate or rate < 0:
                 return []
-            found.append(_Window(record["step"] - done, rate, _number(record.get("train/data_wait_ratio"))))
+            found.append(_Window(record["step"] - done, rate, record.get("train/data_wait_ratio")))
             done = record["step"]
     return found
 
@@ -314,7 +329,7 @@ def _judge(kept: Mapping[str, Any], records: Records, processes: int) -> tuple[s
         rows.append(("images/s", number(sum(window.steps for window in windows) / total, 0)))
     else:
         verdict = _NOT_RECORDED
-    peaks = [peak for record in records if (peak := _number(record.get("train/peak_memory_bytes")))]
+    peaks = [peak for record in records if (peak := record.get("train/peak_memory_bytes"))]
     rows.append(("peak memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else _NOT_RECORDED))
     return verdict, rows
 
@@ -351,13 +366,13 @@ def _events(folder: Path, records: Records, num_bad: int) -> list[str]:
     """What a run should not meet, where it did."""
     events = []
     skipped = next((r["train/skipped"] for r in reversed(records) if "train/skipped" in r), None)
-    if _number(skipped):
+    if skipped:
         kept = len(list((folder / "skipped").glob("*.pt")))
         text = f"; the pictures of {kept} of them are kept in skipped/" if kept else ""
         events.append(f"{number(skipped)} steps were skipped, as their loss or gradient was not finite{text}.")
     if num_bad:
         events.append(f"{num_bad:,} pictures could not be read.")
-    broken = max((_number(record.get("val/unreadable")) or 0 for record in records), default=0)
+    broken = max((record.get("val/unreadable") or 0 for record in records), default=0)
     if broken:
         events.append(f"{broken:,.0f} validation pictures could not be read, and counted as wrong.")
     if aside := sorted(path.name for path in folder.glob("metrics.jsonl.*")):

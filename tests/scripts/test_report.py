@@ -429,7 +429,21 @@ def test_the_best_record() -> None:
     assert find_best(records) == (records[2], "val")
     averaged = [{"step": 0, "val/acc1": 90.0, "val_ema/acc1": 1.0}, {"step": 1, "val/acc1": 3.0, "val_ema/acc1": 2.0}]
     assert find_best(averaged) == (averaged[1], "val_ema")
-    assert find_best([{"step": 0, "val/acc1": True}]) == (None, "val")
+    assert find_best([{"step": 0, "train/loss": 1.0}]) == (None, "val")
+
+
+def test_values_that_are_none(run_copy: Path, report: Run) -> None:
+    """What is not a number of a run is a dash in the page, and none of it comes as markup."""
+    odd = {"train/epoch_loss": "<b>", "train/epoch_acc1": True, "val/loss": float("nan"), "val/acc1": 10**400}
+    odd |= {"val/acc5": [1], "train/skipped": {}, "train/loss": None, "train/images_per_s": 0}
+    (run_copy / "metrics.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, **odd}) + "\n")
+    (run_copy / "speed.json").write_text('{"verdict": "<i>", "steps": "<b>", "train/mfu": 1e999}')
+    done = report(run_copy, "--without-pictures")
+    assert (done.returncode, done.stderr) == (0, "")
+    read = Page((run_copy / "report.html").read_text())
+    assert read.tables["The end of each epoch; accuracies in %"][1] == ["1", "1", *["–"] * 5]
+    assert read.pairs("What was measured")["images/s"] == "–"
+    assert "<i>" in read.text
 
 
 def test_an_older_run_that_goes_on(run_copy: Path, report: Run) -> None:
@@ -539,6 +553,15 @@ WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "damaged": (with_metrics('{"step": 1}\n{"st\n{"step": 2}\n'), "line 2: not a record"),
     "a number that is none": (with_metrics('{"step": 1e999}\n{"step": 2}\n'), "line 1: not a record"),
     "no epoch": (with_metrics('{"step": 3}\n'), "the record of step 3 does not say its epoch"),
+    "back": (
+        with_metrics('{"step": 3, "epoch": 0}\n{"step": 2, "epoch": 0}\n'),
+        "step 2 does not follow the one before",
+    ),
+    "twice": (
+        with_metrics('{"step": 3, "epoch": 0}\n{"step": 3, "epoch": 0}\n'),
+        "step 3 does not follow the one before",
+    ),
+    "too far": (with_metrics('{"step": 1' + "0" * 400 + ', "epoch": 0}\n'), "does not follow the one before"),
     "nowhere": (lambda folder: [folder, "--out", folder / "no" / "r.html"], "in a folder that is there"),
     "a folder": (lambda folder: [folder, "--out", folder], "in a folder that is there"),
     "no data": (lambda folder: [folder, "--data-path", folder / "gone"], "gone: no such folder"),
