@@ -175,6 +175,11 @@ _NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Recipe], bool]], ...] = (
         "another schedule.name than constant",
         lambda recipe: recipe.schedule.name != "constant",
     ),
+    (
+        ("log.pictures", "log.histograms", "log.graph"),
+        "log.tensorboard",
+        lambda recipe: recipe.log.tensorboard,
+    ),
     (("ema.warmup",), "ema.decay", lambda recipe: recipe.ema.decay > 0),
 )
 
