@@ -32,8 +32,9 @@ def main() -> int:
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write what is printed there as well")
     args = parser.parse_all(sys.argv[1:])
 
-    from cspnet.cli.benchmark_report import check_bounds, check_outputs, describe_machine, ratios, spread, write_report
+    from cspnet.cli.benchmark_report import check_bounds, describe_machine, ratios, spread, write_report
     from cspnet.cli.measure_cross_stage import WAYS, find_stages, measure_stage
+    from cspnet.cli.outputs import check_outputs
     from cspnet.runtime.device import choose_amp_dtype, choose_device
     from cspnet.runtime.memory import told_shortage
 

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from other_loaders import dali, ffcv, timm_loader, timm_transform, torchvision_reference
 
-from cspnet.cli.benchmark_report import check_bounds, check_outputs, describe_machine, spread, write_report
+from cspnet.cli.benchmark_report import check_bounds, describe_machine, spread, write_report
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
 from cspnet.cli.measure_loader import (
     BATCH_SIZE,
@@ -52,6 +52,7 @@ from cspnet.cli.measure_loader import (
     our_stream,
     ours,
 )
+from cspnet.cli.outputs import check_outputs
 from cspnet.data.decode import EXTENSIONS, UnreadableImageError, open_picture
 from cspnet.data.index import open_index
 from cspnet.data.loader import default_workers

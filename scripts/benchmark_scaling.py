@@ -162,7 +162,8 @@ def parse_command_line(argv: list[str]) -> Namespace:
         if args.estimate and getattr(args, name) is None:
             raise UserError(f"--estimate: needs --{name.replace('_', '-')} as well")
 
-    from cspnet.cli.benchmark_report import check_bounds, check_outputs
+    from cspnet.cli.benchmark_report import check_bounds
+    from cspnet.cli.outputs import check_outputs
 
     limits = [("batch-size", args.batch_size, 1, 10**6), ("size", args.size, 8, 4096)]
     limits += [("steps", args.steps, 1, 10**6), ("repeats", args.repeats, 1, 1000)]

@@ -260,7 +260,8 @@ def parse_command_line(argv: list[str]) -> Namespace:
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write what is printed there as well")
     args = parser.parse_all(argv)
 
-    from cspnet.cli.benchmark_report import check_bounds, check_outputs
+    from cspnet.cli.benchmark_report import check_bounds
+    from cspnet.cli.outputs import check_outputs
 
     limits = [("size", args.size, 8, 4096), ("batch-size", args.batch_size, 1, 10**6)]
     limits += [("steps", args.steps, 1, 10**6), ("repeats", args.repeats, 1, 1000)]

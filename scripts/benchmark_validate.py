@@ -35,8 +35,9 @@ from torch import Tensor, nn
 
 import cspnet
 from cspnet.cli import build
-from cspnet.cli.benchmark_report import check_bounds, check_outputs, describe_machine, ratios, spread, write_report
+from cspnet.cli.benchmark_report import check_bounds, describe_machine, ratios, spread, write_report
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
+from cspnet.cli.outputs import check_outputs
 from cspnet.cli.subject import build_folded
 from cspnet.cli.validate_job import run_pass
 from cspnet.data.index import open_index

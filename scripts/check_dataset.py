@@ -28,6 +28,7 @@ from typing import Any, get_args
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
+from cspnet.cli.outputs import check_outputs
 from cspnet.data.findings import KINDS, Finding, Problem
 from cspnet.data.index import find_left_out, find_split, open_index
 from cspnet.data.shards import holds_shards, list_shards
@@ -36,7 +37,7 @@ from cspnet.errors import EXIT_DONE, DataError, UserError
 from cspnet.recipe.load import field_table
 from cspnet.reporting.console import format_duration, open_bar
 from cspnet.reporting.dataset_report import dataset_lines
-from cspnet.runtime.files import write_atomically
+from cspnet.runtime.files import write_output
 from cspnet.runtime.processes import count_cores
 
 EXIT_BROKEN = 1
@@ -167,8 +168,7 @@ def main() -> int:
     for flag, value in (("--workers", args.workers), ("--limit", args.limit)):
         if value < 0:
             raise UserError(f"{flag} {value}: use a number from 0 on")
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise UserError(f"--json {args.json}: name a file in a folder that is there")
+    check_outputs({"--json": args.json})
     data = args.data.expanduser()
     root, paths = find_splits(data, {"train": args.train_split, "val": args.val_split}, args.data_format)
     surveys, num_classes = open_splits(root, paths, args.outside_root)
@@ -179,7 +179,7 @@ def main() -> int:
     report = build_report(root, surveys, num_classes)
     if args.json:
         try:
-            write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
+            write_output(args.json, (json.dumps(report, indent=1) + "\n").encode())
         except OSError as error:
             raise UserError(f"--json {args.json}: cannot be written: {error.strerror or error}") from error
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -44,6 +44,9 @@ def main() -> int:
         out = args.folders[0] / "curves.png" if len(names) == 1 and args.folders[0].is_dir() else Path("curves.png")
     if out.suffix.lower() not in ENDINGS or out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out {out}: name a file in a folder that exists, ending in {', '.join(ENDINGS)}")
+    from cspnet.cli.outputs import check_outputs
+
+    check_outputs({"--out": out}, {"--out": lambda head: b"atplotlib" in head})
     try:
         from cspnet.reporting.plots import draw_curves, read_records
     except ModuleNotFoundError as error:

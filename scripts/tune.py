@@ -120,7 +120,8 @@ def main() -> int:
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write what is printed there as well")
     args = parser.parse_all(sys.argv[1:])
 
-    from cspnet.cli.benchmark_report import check_bounds, check_outputs, describe_machine, write_report
+    from cspnet.cli.benchmark_report import check_bounds, describe_machine, write_report
+    from cspnet.cli.outputs import check_outputs
     from cspnet.runtime.device import choose_device
 
     limits = [("batch-size", args.batch_size, 1, 10**6), ("size", args.size, 8, 4096)]

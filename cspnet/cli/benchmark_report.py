@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 
 from cspnet.errors import UserError
-from cspnet.runtime.files import write_atomically
+from cspnet.runtime.files import write_output
 from cspnet.runtime.processes import count_cores
 
-__all__ = ["check_bounds", "check_outputs", "describe_commit", "describe_machine", "ratios", "read_versions", "spread"]
+__all__ = ["check_bounds", "describe_commit", "describe_machine", "ratios", "read_versions", "spread"]
 __all__ += ["write_report"]
 
 
@@ -79,25 +78,9 @@ def check_bounds(limits: Iterable[tuple[str, int, int, int]]) -> None:
             raise UserError(f"--{name} {value}: use a number from {least} to {most}")
 
 
-def check_outputs(files: Mapping[str, Path | None]) -> None:
-    """Find out before the work whether results can be written; {flag: file}.
-
-    Raises:
-        UserError: they cannot, or two would be the same file.
-    """
-    flags: dict[Path, str] = {}
-    for flag, file in files.items():
-        if file is None:
-            continue
-        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-            raise UserError(f"{flag} {file}: name a file in a folder that is there and can be written")
-        if (other := flags.setdefault(file, flag)) != flag:
-            raise UserError(f"{file}: {other} and {flag} would write the same file; name two")
-
-
 def write_report(report: Mapping[str, Any], text: str, json_file: Path | None, markdown_file: Path | None) -> None:
     """The figures for programs, and the printed text, where they are asked for."""
     if json_file is not None:
-        write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
+        write_output(json_file, (json.dumps(report, indent=1) + "\n").encode())
     if markdown_file is not None:
-        write_atomically(markdown_file, text.encode())
+        write_output(markdown_file, text.encode())

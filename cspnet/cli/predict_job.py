@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from cspnet.cli import build
-from cspnet.cli.benchmark_report import check_outputs
+from cspnet.cli.outputs import check_outputs
 from cspnet.cli.subject import Subject, build_folded, name_classes, read_subject
 from cspnet.data.decode import EXTENSIONS, Picture, UnreadableImageError, open_picture
 from cspnet.data.transforms import EvalTransform
 from cspnet.errors import EXIT_BUG, EXIT_DONE, DataError, UserError
-from cspnet.reporting.contact_sheet import SIDE_PX, Caption, draw_sheet
+from cspnet.reporting.contact_sheet import MADE_BY, SIDE_PX, Caption, draw_sheet
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.files import printable
 from cspnet.runtime.memory import told_shortage
@@ -205,7 +205,7 @@ def _read_ahead(
 
 
 def _check_sheet(file: Path | None) -> None:
-    check_outputs({"--sheet": file})
+    check_outputs({"--sheet": file}, {"--sheet": lambda head: MADE_BY in head})
     if file is not None and file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--sheet {file}: let it end in .png or .jpg")
 

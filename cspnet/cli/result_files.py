@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cspnet.cli.benchmark_report import check_outputs
 from cspnet.cli.build import EvalGeometry
+from cspnet.cli.outputs import check_outputs
 from cspnet.data.samples import SampleIndex
 from cspnet.errors import UserError
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.evaluation.tables import CLASS_COLUMNS, AnswerTable, image_columns
-from cspnet.runtime.files import printable, write_atomically
+from cspnet.runtime.files import printable, write_output
 
 __all__ = ["ResultFiles"]
 
@@ -33,6 +33,18 @@ _TIMM_COLUMNS = (
     "interpolation",
 )
 """Source: timm's validate.py, --results-file."""
+
+
+_HEADERS = {
+    "--per-image": "picture,class,correct1,",
+    "--per-class": ",".join(CLASS_COLUMNS),
+    "--confusion": "class,",
+}
+"""Flag -> how its table begins."""
+
+
+def _starts_with(header: str) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(header.encode())
 
 
 class ResultFiles:
@@ -54,7 +66,9 @@ class ResultFiles:
         self.as_json, self.timm_csv = as_json, timm_csv
         self.per_image, self.per_class, self.confusion = per_image, per_class, confusion
         flags = {"--json": as_json, "--results-file": timm_csv, "--per-image": per_image, "--per-class": per_class}
-        check_outputs({**flags, "--confusion": confusion})
+        forms = {flag: _starts_with(header) for flag, header in _HEADERS.items()}
+        forms["--results-file"] = lambda head: True  # `_check_header` says more
+        check_outputs({**flags, "--confusion": confusion}, forms)
         if timm_csv and timm_csv.exists():
             _check_header(timm_csv)
 
@@ -102,6 +116,8 @@ class ResultFiles:
 
 def _check_header(file: Path) -> str:
     """What a results file holds, with the line break at its end that an editor may have left out."""
+    if not file.is_file():
+        raise UserError(f"--results-file {file}: rows are added to it, so name a file")
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -121,6 +137,6 @@ def _to_csv(header: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
 
 def _write(file: Path, text: str) -> None:
     try:
-        write_atomically(file, text.encode())
+        write_output(file, text.encode())
     except OSError as error:
         raise UserError(f"{file}: cannot write the result: {error.strerror}") from error

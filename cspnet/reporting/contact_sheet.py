@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from cspnet.runtime.files import replacing
 
-__all__ = ["SIDE_PX", "Caption", "draw_sheet", "fit_picture", "lay_out"]
+__all__ = ["MADE_BY", "SIDE_PX", "Caption", "draw_sheet", "fit_picture", "lay_out"]
 
+MADE_BY = b"a contact sheet of cspnet"
+"""Stands in a sheet's first bytes, so that it is known for one."""
 SIDE_PX = 160
 """The longer side of a picture on the sheet."""
 _GAP_PX, _LINE_PX, _FONT_PX = 8, 16, 12
@@ -47,8 +50,13 @@ def draw_sheet(file: Path, captions: Sequence[Caption]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    mark = PngInfo()
+    mark.add_text("Software", MADE_BY.decode())
     with replacing(file) as temporary:
-        lay_out(captions).save(temporary, "PNG" if file.suffix.lower() == ".png" else "JPEG", quality=90)
+        if file.suffix.lower() == ".png":
+            lay_out(captions).save(temporary, "PNG", pnginfo=mark)
+        else:
+            lay_out(captions).save(temporary, "JPEG", quality=90, comment=MADE_BY)
 
 
 def lay_out(captions: Sequence[Caption]) -> Image.Image:

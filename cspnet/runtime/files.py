@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["printable", "replacing", "write_atomically"]
+__all__ = ["printable", "replacing", "write_atomically", "write_output"]
 
 
 def printable(path: str) -> str:
@@ -51,3 +51,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a small file as a whole."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a result where a user has said: behind a link, and into a pipe or a device as it is."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+    else:
+        write_atomically(path, data)

@@ -195,3 +195,23 @@ def test_tables_are_of_one_file(weights: list[Path], pictures: Path, capsys: pyt
     words = (*GEOMETRY, "--weights", *weights, "--data-path", pictures)
     assert validate(*words, "--per-image", "out.csv") == 2
     assert "--per-image: is of one checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--json", "--per-image", "--per-class", "--confusion", "--results-file"])
+def test_no_result_takes_the_place_of_something_else(
+    flag: str, weights: list[Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.pth"
+    mine.write_bytes(weights[0].read_bytes())
+    words = (*GEOMETRY, "--weights", mine, "--data-path", pictures)
+    assert validate(*words, flag, mine) == 2
+    assert mine.read_bytes() == weights[0].read_bytes()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    for _ in range(2):  # but of an earlier result
+        assert validate(*words, flag, tmp_path / "out.txt") == 0
+
+
+def test_rows_are_not_added_to_a_pipe(weights: list[Path], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*GEOMETRY, "--weights", weights[0], "--data-path", pictures)
+    assert validate(*words, "--results-file", "/dev/null") == 2
+    assert "name a file" in capsys.readouterr().err
