@@ -20,6 +20,9 @@ def test_the_kubernetes_job_trains_a_recipe_with_its_batch() -> None:
     worker = job["spec"]["pytorchReplicaSpecs"]["Worker"]
     (container,) = worker["template"]["spec"]["containers"]
     assert container["name"] == "pytorch"  # which the operator looks for
+    elastic = job["spec"]["elasticPolicy"]  # without it, or a Master, the operator tells nobody where to meet
+    assert elastic["rdzvBackend"] == "c10d"
+    assert elastic["minReplicas"] <= worker["replicas"] <= elastic["maxReplicas"]
     processes = worker["replicas"] * int(job["spec"]["nprocPerNode"])
     assert container["resources"]["limits"]["nvidia.com/gpu"] == int(job["spec"]["nprocPerNode"])
     assert (ROOT / container["command"][1]).is_file()

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from cspnet.errors import EXIT_BUG, EXIT_STOPPED, EXIT_USER, UserError
-from cspnet.recipe.aliases import ALIASES, COMMON_KEYS, CONSTANT_FLAGS
+from cspnet.recipe.aliases import ALIASES, COMMON_KEYS, CONSTANT_FLAGS, ELSEWHERE
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
 from cspnet.runtime.leaving import leave, leave_by_force
 from cspnet.runtime.output import tell_last
@@ -54,6 +54,8 @@ class FlagParser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(flag, known, n=1) if flag.startswith("-") else []
             advice = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            if flag in ELSEWHERE and "--optim.lr" in known:
+                advice = f"here it is {ELSEWHERE[flag]}"
             raise UserError(f"{flag}: unknown {'flag' if flag.startswith('-') else 'argument'}; {advice}")
         return namespace
 

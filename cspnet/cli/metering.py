@@ -41,6 +41,8 @@ def build_meter(
         model: raw; it may be anybody's, and then there may be nothing to count.
     """
     macs = _count_macs(recipe, model, device)
+    if recipe.model.freeze:
+        macs = {}  # a step's operations are not three times a forward pass's then
     return Meter(world, device, plan, macs, find_peak(device, amp_dtype) if macs else None)
 
 

@@ -35,6 +35,10 @@ _MOST_STEPS = 2**53
 _HEAD_BYTES = 4000
 """Of a page: by these it is known for a report, and whose."""
 
+_TOLD = ("warning: ", "error: ", "stopped ", "resumed ")
+"""How a line of a log begins that a reader of the report may want to know of."""
+_MOST_TOLD = 30
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -69,7 +73,7 @@ def run_report_job(job: ReportJob) -> int:
     _check_out(out, job)
     recipe = load_recipe(job.folder / "recipe.yaml").recipe
     console = Console(0)
-    file, checkpoint = _find_checkpoint(job, console.warn)
+    file, checkpoint = _find_checkpoint(job, recipe, console.warn)
     looked, unseen = _look(job, recipe, file, console)
     facts = _gather(job, records, recipe, file, checkpoint, looked, unseen)
     try:
@@ -123,11 +127,23 @@ def _about(job: ReportJob) -> str:
     return printable(str(job.folder.resolve()))
 
 
-def _find_checkpoint(job: ReportJob, warn: Callable[[str], None]) -> tuple[Path | None, Mapping[str, Any]]:
+def _check_same(job: ReportJob, recipe: Recipe, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run: the page would be of two."""
+    saved, own = checkpoint["recipe"], recipe_to_values(recipe)
+    for key, value in own.items():
+        is_telling = key.startswith(("model.", "mix.", "augment.", "loss.")) or key == "train.seed"
+        if is_telling and key in saved and saved[key] != value:
+            raise CheckpointError(f"{job.checkpoint}: is of another run than {job.folder}: {key} differs")
+
+
+def _find_checkpoint(
+    job: ReportJob, recipe: Recipe, warn: Callable[[str], None]
+) -> tuple[Path | None, Mapping[str, Any]]:
     """The file that was asked for; or the best, the last or the newest that can be read, and what it holds."""
     if job.checkpoint is not None:
         content = read_checkpoint(job.checkpoint)
         check_parts(job.checkpoint, content)
+        _check_same(job, recipe, content)
         return job.checkpoint, content
     folder = job.folder / "checkpoints"
     named = [folder / "best.pt", folder / "last.pt", *sorted(folder.glob("step-*.pt"), reverse=True)]
@@ -197,7 +213,7 @@ def _gather(
         speed=speed,
         environment=_environment(checkpoint),
         bad_images=(bad := _read_bad_images(job.folder)),
-        events=_events(job.folder, records, len(bad)),
+        events=[*_log_events(job.folder), *_events(job.folder, records, len(bad))],
         recipe=[(key, inline(value), sources.get(key, _NOT_RECORDED)) for key, value in values.items()],
         changed=frozenset(changed),
     )
@@ -362,11 +378,28 @@ def _read_bad_images(folder: Path) -> list[Mapping[str, Any]]:
     return list(found.values())
 
 
+def _log_events(folder: Path) -> list[str]:
+    """What the run's log has of warnings and ways to end, the end first."""
+    try:
+        lines = (folder / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    texts = [line[len("2026-01-01 00:00:00 ") :] for line in lines]
+    events = []
+    if texts and texts[-1].startswith("error: "):
+        events.append(f"The run ended with an error: {texts[-1].removeprefix('error: ')}.")
+    elif texts and texts[-1].startswith("stopped "):
+        events.append(f"The run was {texts[-1]}; it has not gone on since.")
+    told = [(line, text) for line, text in zip(lines, texts, strict=True) if text.startswith(_TOLD)]
+    events += [f"{line[:19]}: {text}" for line, text in told[-_MOST_TOLD:]]
+    return events
+
+
 def _events(folder: Path, records: Records, num_bad: int) -> list[str]:
     """What a run should not meet, where it did."""
     events = []
     skipped = next((r["train/skipped"] for r in reversed(records) if "train/skipped" in r), None)
-    if skipped:
+    if skipped:  # as the last epoch's end has it
         kept = len(list((folder / "skipped").glob("*.pt")))
         text = f"; the pictures of {kept} of them are kept in skipped/" if kept else ""
         events.append(f"{number(skipped)} steps were skipped, as their loss or gradient was not finite{text}.")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cspnet
 from cspnet.cli.completion import add_completion_flag
 from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_overrides, run_door
 from cspnet.errors import EXIT_DONE, UserError, shared_errors
@@ -68,6 +69,7 @@ def create_parser(*, shows_all: bool = False) -> FlagParser:
     about = parser.add_argument_group("help")
     about.add_argument("--help-all", action=_HelpAll, nargs=0, help="every setting, its default and what it does")
     add_completion_flag(about, lambda: create_parser(shows_all=True))
+    about.add_argument("--version", action="version", version=f"cspnet {cspnet.__version__}")
     if shows_all:
         add_recipe_flags(parser, help_keys=field_table())
     else:

@@ -21,7 +21,8 @@ from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_dif
 from cspnet.cli.run_folder import CHECKPOINT_SOURCE, Start, find_start, prepare_folder
 from cspnet.data.jpeg import IS_INSTALLED
 from cspnet.data.loader import TrainLoader
-from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RecipeError, shared_errors
+from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RecipeError, UserError, shared_errors
+from cspnet.models.depth import list_parts
 from cspnet.optim.optimizers import peak_lr
 from cspnet.optim.schedule import count_warmup_steps
 from cspnet.recipe.checks import list_idle
@@ -33,7 +34,7 @@ from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
 from cspnet.runtime.folder_lock import FolderLock
 from cspnet.runtime.memory import told_shortage
-from cspnet.runtime.signals import StopRequest
+from cspnet.runtime.signals import Stopped, StopRequest
 from cspnet.training.checkpoint import check_parts, read_checkpoint
 from cspnet.training.loop import fit
 from cspnet.training.run import Run
@@ -168,6 +169,13 @@ def _run(context: _Context) -> Shortage | None:
                 keep_speed(context.start.folder, say_speed(run, splits), run)
             _say_end(run, context.start.folder, console)
         return shortage
+    except Stopped as stopped:
+        console.keep(str(stopped))  # what is told on the way out does not come by here
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        console.keep(f"error: {kind}{' '.join(str(error).split())}")
+        raise
     finally:
         console.end_epoch()
         run.report.close()
@@ -299,7 +307,7 @@ def _say_start(run: Run, splits: build.Splits, start: Start, console: Console) -
         if index is not None and index.encoding:
             console.say(f"        {name} pictures encoded anew: {index.encoding}")
     left_out = plan.num_samples - plan.steps_per_epoch * plan.global_batch_size
-    console.say(f"model   {cfg.model.name}, {params:,} parameters")
+    console.say(f"model   {cfg.model.name}, {params:,} parameters{_describe_parts(run)}")
     console.say(
         f"batch   {plan.global_batch_size} pictures a step ({plan.batch_size} x {plan.accumulate} micro-batches x "
         f"{run.world.size} processes), lr {peak_lr(cfg.optim, plan.global_batch_size):g} {cfg.schedule.name}, "
@@ -317,6 +325,18 @@ def _say_start(run: Run, splits: build.Splits, start: Start, console: Console) -
             f"resumed from {start.checkpoint_file}: step {progress.step:,} of {run.total_steps:,}, "
             f"{progress.samples_done:,} pictures into epoch {progress.epoch + 1}"
         )
+
+
+def _describe_parts(run: Run) -> str:
+    """What of the network is frozen or trained slower; empty if nothing is."""
+    parts, cfg, text = [name for name, _ in list_parts(run.state.model)], run.recipe, ""
+    if run.state.frozen:
+        trained = sum(p.numel() for p in run.state.model.parameters() if p.requires_grad)
+        text = f"; frozen: {', '.join(parts[: len(run.state.frozen)])}; {trained:,} are trained"
+    moving = parts[len(run.state.frozen) :]
+    if cfg.optim.layer_decay < 1 and len(moving) > 1:
+        text += f"; lr of {moving[0]} {cfg.optim.layer_decay ** (len(moving) - 1):.3g} times that of {moving[-1]}"
+    return text
 
 
 def _say_end(run: Run, folder: Path | None, console: Console) -> None:

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import cspnet
 from cspnet.cli.completion import add_completion_flag
 from cspnet.cli.flags import FlagParser, run_door
 from cspnet.cli.weight_flags import add_geometry_flags, add_weight_flags, list_overrides
 from cspnet.errors import UserError, shared_errors
+from cspnet.runtime.output import steady_output
 
 __all__ = ["create_parser", "main"]
 
@@ -105,7 +107,9 @@ def create_parser() -> FlagParser:
     out.add_argument("--per-image", type=Path, metavar="FILE", help="what each picture was taken for, as CSV")
     out.add_argument("--per-class", type=Path, metavar="FILE", help="how many of each class are right, as CSV")
     out.add_argument("--confusion", type=Path, metavar="FILE", help="class (row) against answer (column), as CSV")
-    add_completion_flag(parser.add_argument_group("help"))
+    about = parser.add_argument_group("help")
+    add_completion_flag(about)
+    about.add_argument("--version", action="version", version=f"cspnet {cspnet.__version__}")
     return parser
 
 
@@ -170,4 +174,5 @@ def _validate(argv: Sequence[str]) -> int:
         real_labels=args.real_labels,
         compare=args.compare,
     )
-    return run_validate_job(job)
+    with steady_output():
+        return run_validate_job(job)

@@ -108,6 +108,11 @@ def run_validate_job(job: ValidateJob) -> int:
         real_labels = read_real_labels(job.real_labels) if job.real_labels else None
     with join_world(world) as world:
         place = _Place(world, device, console)
+        if len(job.checkpoints) > 1:  # what is wrong with the last one is not found out behind the others
+            for file in job.checkpoints:
+                with shared_errors():
+                    subject = _read(job, file)
+                on_main(world, functools.partial(open_val_index, subject, file, console.warn))
         found = [_validate(job, file, real_labels, place) for file in job.checkpoints]
         reports = [each.report for each in found]
         if len(found) > 1:
@@ -121,11 +126,15 @@ def run_validate_job(job: ValidateJob) -> int:
     return EXIT_DONE
 
 
+def _read(job: ValidateJob, file: Path) -> Subject:
+    return read_subject(file, job.overrides, source=job.source, num_classes=job.num_classes, ema=job.ema)
+
+
 def _validate(job: ValidateJob, file: Path, real_labels: Mapping[str, list[int]] | None, place: _Place) -> _Validated:
     """Validate one file, on all processes."""
     world, device, console = place.world, place.device, place.console
     with shared_errors():
-        subject = read_subject(file, job.overrides, source=job.source, num_classes=job.num_classes, ema=job.ema)
+        subject = _read(job, file)
         recipe, weights = subject.recipe, subject.weights
         amp_dtype = choose_amp_dtype(recipe.train.precision, device)
         if job.against_fp32 and amp_dtype is torch.float32 and not job.fold_bn:

@@ -33,7 +33,7 @@ _MAIN_KEYS = (
 )
 _MOST_NAMES = 20
 """Of classes on the card; the file has all."""
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 
 
 @dataclass(frozen=True)

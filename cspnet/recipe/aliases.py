@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ALIASES", "COMMON_KEYS", "CONSTANT_FLAGS"]
+__all__ = ["ALIASES", "COMMON_KEYS", "CONSTANT_FLAGS", "ELSEWHERE"]
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "--model": ("model.name",),
@@ -152,3 +152,24 @@ COMMON_KEYS = (
     "log.every_steps",
 )
 """What --help shows, and a first run may want to set; --help-all shows every key."""
+
+ELSEWHERE = {
+    "--initial-checkpoint": "--pretrained FILE",
+    "--amp-dtype": "--precision bf16 or fp16",
+    "--torchcompile": "--compile true",
+    "--drop": "--model-kwargs drop_rate=V",
+    "--drop-path": "--model-kwargs drop_path_rate=V",
+    "--experiment": "--output-dir DIR/NAME",
+    "--lr-base": "--lr V --lr-base-size N",
+    "--sched-on-updates": "nothing: the learning rate is a function of the step",
+    "--pin-mem": "nothing: it is always so",
+    "--model-ema-steps": "nothing: the average takes in every step",
+    "--val-resize-size": "--val-crop-size S --crop-pct V, the share that is cut out",
+    "--norm-weight-decay": "--optim.decay_norm_and_bias false",
+    "--bias-weight-decay": "--optim.decay_norm_and_bias false",
+    "--dist-bn": "--sync-bn",
+    "--work-dir": "--output-dir DIR",
+    "--cfg-options": "each key as a flag: --optim.lr 0.1",
+    "--dali": "--data.decoder fast or gpu",
+}
+"""Flags of other scripts that are called otherwise here, each with what to say instead (docs/COMING_FROM.md)."""

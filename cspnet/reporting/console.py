@@ -60,8 +60,8 @@ class Console:
         self._early = []
         self._append(early)
 
-    def _keep(self, text: str) -> None:
-        """A line for the file; as long as there is none it waits."""
+    def keep(self, text: str) -> None:
+        """A line for the file alone; as long as there is none it waits."""
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n"
         if self._file is None:
             self._early.append(line)
@@ -78,7 +78,7 @@ class Console:
         """A line, above the progress bar if there is one."""
         if not self.active:
             return
-        self._keep(text)
+        self.keep(text)
         if self.bar is not None:
             self.bar.write(text, file=sys.stdout)
         else:
@@ -91,7 +91,7 @@ class Console:
 
     def warn_own(self, text: str) -> None:
         """A line on stderr about something that this process alone sees."""
-        self._keep(f"warning: {text}")
+        self.keep(f"warning: {text}")
         tqdm.write(f"{self.prefix}warning: {text}", file=sys.stderr)
 
     def start_epoch(self, epoch: int, epochs: int, steps_done: int, steps: int) -> None:
@@ -102,7 +102,7 @@ class Console:
                 initial=steps_done,
                 desc=f"epoch {epoch}/{epochs}",
                 leave=False,
-                bar_format="{bar:16} {desc} [{n_fmt}/{total_fmt}]{postfix}",
+                bar_format="{desc} [{n_fmt}/{total_fmt}]{postfix} {bar}",  # which takes what room is left
             )
 
     def advance(self) -> None:
@@ -112,19 +112,17 @@ class Console:
 
     def show_record(self, record: dict[str, Any], *, epochs: int, step_in_epoch: int, steps: int, eta_s: float) -> None:
         """The numbers of a print interval: beside the bar, or as one line."""
-        numbers = (
-            f"loss {record['train/loss']:.4f}  acc1 {record['train/acc1']:.2f}  lr {record['train/lr']:.4g}  "
-            f"{record['train/images_per_s']:.0f} img/s  data {record['train/data_wait_ratio']:.0%}"
-        )
-        if "train/mfu" in record:
-            numbers += f"  mfu {record['train/mfu']:.0%}"
+        loss, acc1 = f"loss {record['train/loss']:.4f}", f"acc1 {record['train/acc1']:.2f}"
+        mfu = f"  mfu {record['train/mfu']:.0%}" if "train/mfu" in record else ""
+        lr, eta = f"lr {record['train/lr']:.4g}", f"eta {format_duration(eta_s)}"
+        speed = f"{record['train/images_per_s']:.0f} img/s  data {record['train/data_wait_ratio']:.0%}"
         if not self.active:
             return
         place = f"epoch {record['epoch'] + 1}/{epochs} [{step_in_epoch:>{len(str(steps))}}/{steps}]"
-        line = f"{place}  {numbers}  eta {format_duration(eta_s)}"
-        self._keep(line)
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"{numbers}  eta {format_duration(eta_s)}")
+        line = f"{place}  {loss}  {acc1}  {lr}  {speed}{mfu}  {eta}"
+        self.keep(line)
+        if self.bar is not None:  # on a narrow terminal the end is cut off
+            self.bar.set_postfix_str(f"{loss}  {lr}  {speed}  {eta}  {acc1}{mfu}")
         else:
             print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 

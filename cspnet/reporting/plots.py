@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cspnet.errors import UserError
 from cspnet.runtime.files import replacing
@@ -147,6 +148,7 @@ def _colour_frame(panel: Axes) -> None:
     """Everything but the lines takes the pen's colour."""
     panel.grid(color=_PEN, alpha=0.18)
     panel.tick_params(labelsize=10, color=_PEN, labelcolor=_PEN)
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     panel.yaxis.get_offset_text().set_color(_PEN)
     for side in panel.spines.values():
         side.set_color(_PEN)
@@ -190,6 +192,7 @@ def draw_curves(file: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
         panel.set_xlabel("epoch" if by_epoch else "step", fontsize=9)
         panel.grid(alpha=0.3)
         panel.tick_params(labelsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     handles = [mpl.lines.Line2D([], [], color=f"C{number % 10}") for number in range(len(runs))]
     kinds = {"training": ":", "validation": "-", "moving average": "--"}
     handles += [mpl.lines.Line2D([], [], color="grey", ls=line) for line in kinds.values()]

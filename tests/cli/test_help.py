@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import cspnet
 from cspnet.cli import train, validate
 from cspnet.errors import UserError
-from cspnet.recipe.aliases import ALIASES, COMMON_KEYS
+from cspnet.recipe.aliases import ALIASES, COMMON_KEYS, ELSEWHERE
 from cspnet.recipe.load import field_table
 from tests.conftest import ROOT
 
@@ -84,3 +85,21 @@ def test_bash_completes(door: object, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_another_shell_is_one_line() -> None:
     with pytest.raises(UserError, match="unknown shell; there are bash, zsh, tcsh"):
         train.create_parser().parse_all(["--print-completion", "fish"])
+
+
+@pytest.mark.parametrize("door", [train, validate])
+def test_the_version_is_that_of_the_package(door: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        door.create_parser().parse_all(["--version"])  # type: ignore[attr-defined]
+    assert capsys.readouterr().out == f"cspnet {cspnet.__version__}\n"
+
+
+@pytest.mark.parametrize("flag", ELSEWHERE)
+def test_flags_of_others_are_answered_with_ours(flag: str) -> None:
+    parser = train.create_parser()
+    options = {option for action in parser._actions for option in action.option_strings}
+    assert flag not in options
+    with pytest.raises(UserError) as told:
+        parser.parse_all([flag, "1"])
+    assert ELSEWHERE[flag] in str(told.value)
+    assert set(re.findall(r"--[a-z][\w.-]*", ELSEWHERE[flag])) <= options

@@ -215,3 +215,15 @@ def test_rows_are_not_added_to_a_pipe(weights: list[Path], pictures: Path, capsy
     words = (*GEOMETRY, "--weights", weights[0], "--data-path", pictures)
     assert validate(*words, "--results-file", "/dev/null") == 2
     assert "name a file" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_last_file_is_told_at_once(
+    weights: list[Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.pth").write_bytes(b"nothing")
+    words = (*GEOMETRY, "--weights", weights[0], tmp_path / "bad.pth", "--data-path", pictures)
+    assert validate(*words, "--results-file", "out.csv") == 2
+    said = capsys.readouterr()
+    assert "bad.pth" in said.err
+    assert "Acc@1" not in said.out
+    assert not Path("out.csv").exists()

@@ -111,7 +111,7 @@ console.end_epoch()
 """
 
 
-@pytest.mark.parametrize("size", [(40, 120), (0, 0)])
+@pytest.mark.parametrize("size", [(40, 120), (24, 80), (0, 0)])
 def test_on_a_terminal_there_is_one_line(size: tuple[int, int]) -> None:
     """A bar with all the numbers; in a terminal without a size, where a bar would not be drawn, a line."""
     pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
@@ -123,10 +123,13 @@ def test_on_a_terminal_there_is_one_line(size: tuple[int, int]) -> None:
     os.close(ours)
     assert done.returncode == 0, said
     lines = [line for line in said.replace("\r", "\n").splitlines() if "loss" in line]
-    numbers = r"loss 1\.2300  acc1 45\.60  lr 0\.05  1234 img/s  data 25%  eta 1:01"
-    where = r"epoch 3/5 \[1/10\], " if size[0] else r"epoch 3/5 \[ 1/10\]  "
-    assert re.search(where + numbers, lines[-1]), said
-    assert len(lines[-1]) < 120
+    if size[0]:
+        assert lines[-1].startswith("epoch 3/5 [1/10], loss 1.2300  lr 0.05  1234 img/s  data 25%  eta 1:01"), said
+        assert len(lines[-1]) == size[1] - 1
+        assert ("acc1 45.60" in lines[-1]) == (size[1] > 80)
+    else:
+        numbers = r"loss 1\.2300  acc1 45\.60  lr 0\.05  1234 img/s  data 25%  eta 1:01"
+        assert re.search(r"epoch 3/5 \[ 1/10\]  " + numbers, lines[-1]), said
 
 
 def test_without_a_utilisation_none_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,3 +197,16 @@ def test_wrong_things_end_in_one_line(case: str, predict: Run, tmp_path: Path) -
     (line,) = done.stderr.splitlines()
     assert said in line
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_sheet_takes_the_place_of_sheets_only(predict: Run, picture_tree: Path, tmp_path: Path) -> None:
+    picture = next((picture_tree / "val").rglob("*.jpg"))
+    copy = tmp_path / "copy.jpg"
+    copy.write_bytes(picture.read_bytes())
+    done = predict(picture, "--sheet", copy)
+    assert done.returncode == 2
+    assert "holds something else" in done.stderr
+    assert copy.read_bytes() == picture.read_bytes()
+    for name in ("sheet.jpg", "sheet.png"):
+        for _ in range(2):
+            assert predict(picture, "--sheet", tmp_path / name).returncode == 0
