@@ -855,3 +855,17 @@ def test_bad_input_is_one_line_and_touches_nothing(
         assert part in line
     assert bool(warnings) == (case in WARNED), warnings
     assert not recwarn.list, recwarn.list[0].message  # Python's warnings go to stderr too
+
+
+def test_the_log_tells_how_a_run_has_ended(
+    picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(picture_tree, data)
+    for file in (data / "train").rglob("*.jpg"):
+        file.write_bytes(b"broken")
+    assert main(flags(data, "--output-dir", run, "--data.bad_images", "raise")) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    *_, start, last = (run / "train.log").read_text().splitlines()
+    assert start[20:].startswith("folder ")
+    assert last[20:] == told.removeprefix("train.py: ")

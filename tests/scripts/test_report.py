@@ -590,3 +590,29 @@ def test_without_matplotlib(finished: Path, run_script: Run, tmp_path: Path, mon
     done = run_script("scripts/report.py", finished)
     assert done.returncode == 2
     assert done.stderr == "report.py: error: report.py needs matplotlib: pip install matplotlib\n"
+
+
+ENDS = {
+    "error: the disk hangs": "The run ended with an error: the disk hangs.",
+    "stopped by SIGTERM; saved": "The run was stopped by SIGTERM; saved; it has not gone on since.",
+}
+
+
+@pytest.mark.parametrize("last", ENDS)
+def test_how_the_run_ended(last: str, run_copy: Path, report: Run) -> None:
+    log = (run_copy / "train.log").read_text()
+    (run_copy / "train.log").write_text(f"{log}2026-11-28 12:00:00 warning: <odd>\n2026-11-28 12:00:01 {last}\n")
+    assert report(run_copy, "--without-pictures").returncode == 0
+    page = (run_copy / "report.html").read_text()
+    assert ENDS[last] in page
+    assert "2026-11-28 12:00:00: warning: &lt;odd&gt;" in page
+
+
+def test_a_checkpoint_of_another_run_is_refused(run_copy: Path, report: Run, tmp_path: Path) -> None:
+    content = torch.load(run_copy / "checkpoints" / "last.pt", weights_only=True)
+    content["recipe"]["train.seed"] += 1
+    torch.save(content, tmp_path / "other.pt")
+    done = report(run_copy, "--checkpoint", tmp_path / "other.pt")
+    assert done.returncode == 2
+    assert "is of another run" in done.stderr
+    assert "train.seed differs" in done.stderr
