@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import runpy
-import signal
 import subprocess
 import sys
-import time
-import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from subprocess import PIPE
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.forking import Forked
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,50 +47,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
 
-def _become(words: list[str], out: Path, err: Path) -> NoReturn:
-    """In a forked process: be `python3 WORDS`, and end."""
-    code = 1
-    try:
-        os.setsid()
-        os.chdir(ROOT)
-        for number, file in ((1, out), (2, err)):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.environ["OMP_NUM_THREADS"] = "1"
-        sys.argv = words
-        sys.path.insert(0, str(ROOT / Path(words[0]).parent))
-        warnings.resetwarnings()
-        runpy.run_path(words[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 @pytest.fixture
-def fork_script(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """As `run_script`, for what starts no processes, in a copy of this one: what it imports is there already."""
+def fork_script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `run_script`, in a copy of this process: what it imports is there already."""
 
-    def run(*args: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        folder = tmp_path_factory.mktemp("forked")
-        words, out, err = list(map(str, args)), folder / "out", folder / "err"
-        if not (child := os.fork()):
-            _become(words, out, err)
-        deadline = time.monotonic() + timeout
-        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-            if time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                raise subprocess.TimeoutExpired(words, timeout)
-            time.sleep(0.005)
-        code = os.waitstatus_to_exitcode(ended[1])
-        return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+    def run(*args: object, processes: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        with Forked(**_describe(args, processes), stdout=PIPE, stderr=PIPE, start_new_session=True) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
 
@@ -102,11 +68,13 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a script of the project from its root, as a person would: run_script("train.py", "--epochs", 1)."""
 
     def run(*args: object, processes: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        launcher = [sys.executable]
-        if processes:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [*launcher, *map(str, args)]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(**_describe(args, processes), capture_output=True, timeout=timeout)
 
     return run
+
+
+def _describe(args: tuple[object, ...], processes: int) -> dict[str, Any]:
+    """How a script starts, for Popen: under torchrun, or alone (0)."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 0)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return {"args": [sys.executable, *launcher, *map(str, args)], "cwd": ROOT, "env": environment, "text": True}

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.forking import Forked
 
-__all__ = ["free_port", "heed_ctrl_c", "members_of", "start_group", "wait_for_the_end_of"]
+__all__ = ["free_port", "heed_ctrl_c", "is_alive", "members_of", "start_group", "wait_for_the_end_of"]
 
 
 def free_port() -> int:
@@ -23,9 +24,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_group(*command: object, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """A script of the project as the leader of a process group, its output in pipes."""
-    return subprocess.Popen(
+def start_group(
+    *command: object, variables: Mapping[str, str] | None = None, forked: bool = True
+) -> subprocess.Popen[str]:
+    """A script of the project as the leader of a process group, its output in pipes; forked, or as a person would."""
+    return (Forked if forked else subprocess.Popen)(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})},
@@ -51,6 +54,13 @@ def members_of(group: int) -> list[int]:
             state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
             found += [int(file.parent.name)] * (int(its_group) == group and state != "Z")
     return found
+
+
+def is_alive(process: int) -> bool:
+    """Whether it has not ended. Source: as `members_of`."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def wait_for_the_end_of(group: int) -> None:

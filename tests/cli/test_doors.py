@@ -30,7 +30,7 @@ sys.exit(run_door("x.py", work))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_is_told_again_does_not_wait_for_the_end(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "x.py").write_text(SLOW_TO_END)
-    process = start_group(tmp_path / "x.py")
+    process = start_group(tmp_path / "x.py", forked=False)
     assert process.stderr is not None
     assert process.stderr.readline() == "x.py: interrupted\n"
     process.send_signal(number)
@@ -53,7 +53,7 @@ sys.exit(run_door("x.py", work))
 
 def test_what_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text(STUCK)
-    process = start_group(tmp_path / "x.py")
+    process = start_group(tmp_path / "x.py", forked=False)
     assert process.communicate(timeout=60) == ("so far", "x.py: error: the disk hangs\n")
     assert process.returncode == 1
 
@@ -71,7 +71,7 @@ with leaving_at_signals(dict.fromkeys(list_heeded(), 75), "x.py"):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_a_signal_while_it_still_imports(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.py").write_text(IMPORTS)
-    process = start_group(tmp_path / "x.py")
+    process = start_group(tmp_path / "x.py", forked=False)
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
     process.send_signal(getattr(signal, name))
@@ -122,7 +122,7 @@ def test_an_installed_command_is_its_door(command: str, door: str, capsys: pytes
 def test_a_run_that_nobody_listens_to(picture_tree: Path, tmp_path: Path) -> None:
     small = ["--model", "cspdarknet_tiny", "--img-size", 32, "--workers", 1, "--batch-size", 8, "--epochs", 1]
     small += ["--device", "cpu", "--data-path", picture_tree, "--output-dir", tmp_path / "run", "--log.every_steps", 1]
-    process = start_group("train.py", *small)
+    process = start_group("train.py", *small, forked=False)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()  # as head does, once it has seen enough
     process.stderr.close()

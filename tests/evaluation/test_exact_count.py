@@ -52,10 +52,10 @@ def test_counts_are_exact(
     processes: int,
     data_sets: list[Path],
     tmp_path: Path,
-    run_script: Callable[..., subprocess.CompletedProcess[str]],
+    fork_script: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     output = tmp_path / "counts.json"
-    done = run_script("-m", "tests.evaluation.count_all_sizes", output, *data_sets, processes=processes)
+    done = fork_script("-m", "tests.evaluation.count_all_sizes", output, *data_sets, processes=processes)
     assert done.returncode == 0, done.stderr
     for root, result in zip(data_sets, json.loads(output.read_text()), strict=True):
         correct, count, loss = count_slowly(root)
@@ -68,7 +68,7 @@ def test_counts_are_exact(
 def test_validate_door_under_torchrun(
     data_sets: list[Path], tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """validate.py on three processes says what it says on one."""
+    """validate.py on three processes says what it says on one. As a person starts it."""
     torch.manual_seed(3)
     torch.save(cspnet.create_model("cspdarknet_tiny", 3).state_dict(), tmp_path / "weights.pt")
     flags = ["--model", "cspdarknet_tiny", "--checkpoint", tmp_path / "weights.pt", "--data-path", data_sets[-1]]

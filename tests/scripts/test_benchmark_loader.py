@@ -6,7 +6,6 @@ import importlib.util
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from cspnet.data.index import open_index
-from tests.conftest import ROOT
+from tests.processes import start_group
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ENCODED = "40 px, quality 90"
@@ -40,10 +39,10 @@ def report(picture_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Repo
         ["scripts/pack_dataset.py", picture_tree, packed, "--splits", "train", "--max-side", 35],
         ["scripts/benchmark_loader.py", picture_tree, *flags],
     ):
-        words = [sys.executable, *map(str, command)]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-    return Report(done.stdout, table.read_text(), json.loads(file.read_text()), packed)
+        process = start_group(*command)
+        printed, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+    return Report(printed, table.read_text(), json.loads(file.read_text()), packed)
 
 
 def chosen_pictures(tree: Path) -> list[Path]:

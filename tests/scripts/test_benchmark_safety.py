@@ -10,9 +10,9 @@ import pytest
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_every_part(run_script: Run) -> None:
+def test_every_part(fork_script: Run) -> None:
     flags = ("--model", "cspdarknet_tiny", "--batch-size", 4, "--size", 32, "--repeats", 1)
-    done = run_script("scripts/benchmark_safety.py", *flags)
+    done = fork_script("scripts/benchmark_safety.py", *flags)
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split(":")[0] for line in done.stdout.splitlines()[1:]] == [
         "a step that looks for nothing",

@@ -13,9 +13,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.parametrize("kind", ["list", "tree", "shards"])
-def test_every_kind(tmp_path: Path, run_script: Run, kind: str) -> None:
+def test_every_kind(tmp_path: Path, fork_script: Run, kind: str) -> None:
     flags = ("--kind", kind, "--samples", 1100, "--repeats", 1, "--folder", tmp_path)
-    done = run_script("scripts/benchmark_start.py", *flags)
+    done = fork_script("scripts/benchmark_start.py", *flags)
     assert (done.returncode, done.stderr) == (0, "")
     first, *rest = done.stdout.splitlines()
     assert re.fullmatch(kind + r": 1,100 samples, \d+ bytes of memory a sample", first)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.models.darknet_cfgs import CFGS
+from tests.processes import start_group
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Table = dict[str, dict[str, str]]
@@ -56,10 +56,10 @@ def zoo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The whole zoo, each network at its own size, as CSV and as Markdown. Read only."""
     folder = tmp_path_factory.mktemp("table")
     files = folder / "zoo.csv", folder / "zoo.md"
-    command = [sys.executable, "scripts/compare_models.py", "--csv", str(files[0]), "--markdown", str(files[1])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) > len(read_csv(files[0]))
+    process = start_group("scripts/compare_models.py", "--csv", files[0], "--markdown", files[1])
+    printed, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert len(printed.splitlines()) > len(read_csv(files[0]))
     return files
 
 
@@ -154,8 +154,8 @@ def test_a_cfg_file_is_counted_at_its_own_size(fork_script: Run, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_measuring_a_small_network(run_script: Run, tmp_path: Path) -> None:
-    done = run_script(
+def test_measuring_a_small_network(fork_script: Run, tmp_path: Path) -> None:
+    done = fork_script(
         *("scripts/compare_models.py", "cspdarknet_tiny", "--size", 32, "--csv", tmp_path / "t.csv"),
         *("--measure", "--batch-size", 4, "--repeats", 3, "--steps", 1, "--device", "cpu"),
     )

@@ -12,16 +12,16 @@ from PIL import Image
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def draw(run_script: Run, folder: Path, *flags: object) -> dict[str, bytes]:
-    done = run_script("scripts/draw_dataset.py", folder, *flags)
+def draw(fork_script: Run, folder: Path, *flags: object) -> dict[str, bytes]:
+    done = fork_script("scripts/draw_dataset.py", folder, *flags)
     assert done.returncode == 0, done.stderr
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.jpg"))}
 
 
-def test_a_picture_depends_on_its_address_alone(tmp_path: Path, run_script: Run) -> None:
-    few = draw(run_script, tmp_path / "few", "--train-per-class", 2, "--val-per-class", 1, "--workers", 1)
-    more = draw(run_script, tmp_path / "more", "--train-per-class", 3, "--val-per-class", 2, "--workers", 2)
-    other = draw(run_script, tmp_path / "other", "--train-per-class", 2, "--val-per-class", 1, "--seed", 1)
+def test_a_picture_depends_on_its_address_alone(tmp_path: Path, fork_script: Run) -> None:
+    few = draw(fork_script, tmp_path / "few", "--train-per-class", 2, "--val-per-class", 1, "--workers", 1)
+    more = draw(fork_script, tmp_path / "more", "--train-per-class", 3, "--val-per-class", 2, "--workers", 2)
+    other = draw(fork_script, tmp_path / "other", "--train-per-class", 2, "--val-per-class", 1, "--seed", 1)
     assert len(few) == 12 * 3
     assert len(more) == 12 * 5
     assert few == {name: more[name] for name in few}
@@ -32,9 +32,9 @@ def test_a_picture_depends_on_its_address_alone(tmp_path: Path, run_script: Run)
         assert image.size == (72, 72)
 
 
-def test_mean_colours_do_not_tell_the_class(tmp_path: Path, run_script: Run) -> None:
+def test_mean_colours_do_not_tell_the_class(tmp_path: Path, fork_script: Run) -> None:
     """The nearest class mean in colour statistics does little better than chance (1 in 12) on held-out pictures."""
-    draw(run_script, tmp_path / "set", "--train-per-class", 25, "--val-per-class", 10, "--size", 48)
+    draw(fork_script, tmp_path / "set", "--train-per-class", 25, "--val-per-class", 10, "--size", 48)
 
     def statistics(split: str) -> tuple[np.ndarray, np.ndarray]:
         features, labels = [], []
@@ -53,8 +53,8 @@ def test_mean_colours_do_not_tell_the_class(tmp_path: Path, run_script: Run) -> 
     assert (guesses == val_labels).mean() < 0.25
 
 
-def test_a_folder_in_use_stays_as_it_is(tmp_path: Path, run_script: Run) -> None:
+def test_a_folder_in_use_stays_as_it_is(tmp_path: Path, fork_script: Run) -> None:
     (tmp_path / "notes.txt").write_text("mine\n")
-    done = run_script("scripts/draw_dataset.py", tmp_path)
+    done = fork_script("scripts/draw_dataset.py", tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]

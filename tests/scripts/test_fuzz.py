@@ -18,8 +18,10 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_a_few_inputs_of_every_parser(tmp_path: Path, run_script: Run) -> None:
-    done = run_script("scripts/fuzz.py", "--inputs", 20, "--seed", 7, "--parser", *PARSERS, "--keep", tmp_path / "kept")
+def test_a_few_inputs_of_every_parser(tmp_path: Path, fork_script: Run) -> None:
+    done = fork_script(
+        "scripts/fuzz.py", "--inputs", 20, "--seed", 7, "--parser", *PARSERS, "--keep", tmp_path / "kept"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     rows = re.findall(r"^\| (\S+) \| 20 \| (\d+) \| (\d+) \| 0 \| \d+ \|$", done.stdout, re.M)
     assert [name for name, _, _ in rows] == list(PARSERS)
@@ -28,8 +30,8 @@ def test_a_few_inputs_of_every_parser(tmp_path: Path, run_script: Run) -> None:
     assert not (tmp_path / "kept").exists()
 
 
-def test_one_input_alone(tmp_path: Path, run_script: Run) -> None:
-    done = run_script("scripts/fuzz.py", "--only", "list:17", "--seed", 3, "--keep", tmp_path)
+def test_one_input_alone(tmp_path: Path, fork_script: Run) -> None:
+    done = fork_script("scripts/fuzz.py", "--only", "list:17", "--seed", 3, "--keep", tmp_path)
     assert done.returncode == 0
     assert re.fullmatch(rf"{tmp_path}/list-17: (accepted|refused: .*)\n", done.stdout)
     for name, content in draw_input(PARSERS["list"], 3, 17).items():

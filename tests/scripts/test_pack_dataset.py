@@ -59,11 +59,11 @@ def pack_here(source: Path, folder: Path, encoding: Encoding | None = None, skip
 # What is written
 
 
-def test_a_run_goes_on_with_the_shards_of_its_pictures(tree: Path, tmp_path: Path, run_script: Run) -> None:
+def test_a_run_goes_on_with_the_shards_of_its_pictures(tree: Path, tmp_path: Path, fork_script: Run) -> None:
     """One epoch from the files and one from the shards end with the weights of two epochs from the files."""
     flags = ["--model", "cspdarknet_tiny", "--img-size", 32, "--batch-size", 16, "--lr", 0.01, "--device", "cpu"]
     flags += ["--precision", "fp32", "--workers", 0, "--log.tensorboard", "false", "--schedule.name", "constant"]
-    done = run_script("scripts/pack_dataset.py", tree, tmp_path / "packed", "--shard-size", 20)
+    done = fork_script("scripts/pack_dataset.py", tree, tmp_path / "packed", "--shard-size", 20)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         f"train: 48 pictures in 3 shards, original bytes: {tmp_path}/packed/train",
@@ -82,15 +82,15 @@ def test_a_run_goes_on_with_the_shards_of_its_pictures(tree: Path, tmp_path: Pat
         assert torch.equal(value, weights[1][key]), key
 
 
-def test_a_split_of_another_name_is_not_passed_over_in_silence(tree: Path, tmp_path: Path, run_script: Run) -> None:
+def test_a_split_of_another_name_is_not_passed_over_in_silence(tree: Path, tmp_path: Path, fork_script: Run) -> None:
     (tree / "val").rename(tree / "test")
-    done = run_script("scripts/pack_dataset.py", tree, tmp_path / "packed")
+    done = fork_script("scripts/pack_dataset.py", tree, tmp_path / "packed")
     assert done.returncode == 0
     assert f"{tree}: no val there: only train is packed; --splits train test packs both" in done.stdout + done.stderr
     assert [folder.name for folder in (tmp_path / "packed").iterdir()] == ["train"]
 
 
-def test_encoded_anew(tmp_path: Path, run_script: Run) -> None:
+def test_encoded_anew(tmp_path: Path, fork_script: Run) -> None:
     """Large pictures get smaller and upright, small JPEGs keep their bytes, and all are JPEGs of the same things."""
     source = tmp_path / "data" / "train" / "cat"
     source.mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_encoded_anew(tmp_path: Path, run_script: Run) -> None:
     exif[0x0112] = 6
     smooth.save(source / "turned.jpg", quality=95, exif=exif)
     flags = ("--max-side", 105, "--quality", 92)
-    done = run_script("scripts/pack_dataset.py", tmp_path / "data", tmp_path / "out", *flags)
+    done = fork_script("scripts/pack_dataset.py", tmp_path / "data", tmp_path / "out", *flags)
     assert (done.returncode, done.stderr) == (0, "")
     assert "JPEG, longer side at most 105 px, Lanczos, quality 92, 4:2:0" in done.stdout
     index = open_packed(tmp_path / "out" / "train")
@@ -122,11 +122,11 @@ def test_encoded_anew(tmp_path: Path, run_script: Run) -> None:
     assert index.fingerprint != loose.fingerprint
 
 
-def test_a_run_tells_that_its_pictures_were_encoded_anew(picture_tree: Path, tmp_path: Path, run_script: Run) -> None:
-    done = run_script("scripts/pack_dataset.py", picture_tree, tmp_path / "out", "--max-side", 40)
+def test_a_run_tells_that_its_pictures_were_encoded_anew(picture_tree: Path, tmp_path: Path, fork_script: Run) -> None:
+    done = fork_script("scripts/pack_dataset.py", picture_tree, tmp_path / "out", "--max-side", 40)
     assert done.returncode == 0
     command = ("train.py", "--model", "cspdarknet_tiny", "--img-size", 32, "--batch-size", 16, "--device", "cpu")
-    done = run_script(*command, "--data-path", tmp_path / "out", "--dry-run")
+    done = fork_script(*command, "--data-path", tmp_path / "out", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "training pictures encoded anew: JPEG, longer side at most 40 px" in done.stdout
     assert "validation pictures encoded anew" in done.stdout
@@ -158,8 +158,9 @@ def start(tree: Path, out: Path, num_shards: int) -> subprocess.Popen[str]:
 def whole(picture_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What packing the pictures in one go makes."""
     out = tmp_path_factory.mktemp("whole")
-    command = [sys.executable, "scripts/pack_dataset.py", picture_tree, out, "--shard-size", "10", "--workers", "1"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    process = start_group("scripts/pack_dataset.py", picture_tree, out, "--shard-size", 10, "--workers", 1)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
     return contents(out)
 
 
@@ -169,7 +170,6 @@ def test_stopped_anywhere_it_goes_on(
     held: Path,
     tmp_path: Path,
     whole: dict[str, bytes],
-    run_script: Run,
     fork_script: Run,
     number: signal.Signals,
 ) -> None:
@@ -186,7 +186,7 @@ def test_stopped_anywhere_it_goes_on(
     done = fork_script("train.py", "--data-path", out, "--val-split", "null", "--dry-run", "--device", "cpu")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "holds 4 of 5 shards; give the command that packed it again" in done.stderr
-    done = run_script("scripts/pack_dataset.py", held, out, "--shard-size", 10)
+    done = fork_script("scripts/pack_dataset.py", held, out, "--shard-size", 10)
     assert (done.returncode, done.stderr) == (0, "")
     assert "48 pictures in 5 shards (4 were there), original bytes" in done.stdout
     assert {name: (out / "train" / name).stat().st_mtime_ns for name in there} == there
@@ -260,7 +260,7 @@ def test_what_does_not_read_back_is_not_kept(tree: Path, tmp_path: Path, monkeyp
     assert contents(tmp_path / "out") == {}
 
 
-def test_pictures_that_cannot_be_packed(tree: Path, tmp_path: Path, run_script: Run) -> None:
+def test_pictures_that_cannot_be_packed(tree: Path, tmp_path: Path, fork_script: Run) -> None:
     """All of them are named; the shards without one are written; --bad skip leaves them out for good."""
     pictures = sorted((tree / "train").rglob("*.jpg"))
     for picture in (pictures[3], pictures[25]):
@@ -268,13 +268,13 @@ def test_pictures_that_cannot_be_packed(tree: Path, tmp_path: Path, run_script: 
         picture.symlink_to(tree / "nowhere.jpg")
     out = tmp_path / "out"
     flags = (tree, out, "--shard-size", 10, "--splits", "train")
-    done = run_script("scripts/pack_dataset.py", *flags)
+    done = fork_script("scripts/pack_dataset.py", *flags)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert [str(pictures[3]) in lines[0] or str(pictures[25]) in lines[0], len(lines)] == [True, 3]
     assert "pictures that cannot be packed: 2" in lines[-1]
     assert len(contents(out)) == 3
-    done = run_script("scripts/pack_dataset.py", *flags, "--bad", "skip")
+    done = fork_script("scripts/pack_dataset.py", *flags, "--bad", "skip")
     assert done.returncode == 0
     assert "46 pictures in 5 shards (3 were there)" in done.stdout
     assert f"pictures left out: 2, the first of them {pictures[3]}" in done.stderr

@@ -24,15 +24,16 @@ def recipes(tmp_path: Path) -> list[Path]:
 
 
 def test_runs_are_made_once_and_summed_up(
-    picture_tree: Path, recipes: list[Path], tmp_path: Path, run_script: Run
+    picture_tree: Path, recipes: list[Path], tmp_path: Path, run_script: Run, fork_script: Run
 ) -> None:
+    """The first time as a person starts it, and train.py likewise."""
     folder = tmp_path / "runs"
     words = ("scripts/repeat_runs.py", *recipes, "--data-path", picture_tree, "--output-dir", folder)
-    done = run_script(*words, "--seeds", 1, "--", "--workers", 0)
+    done = fork_script(*words, "--seeds", 1, "--", "--workers", 0)
     assert done.returncode == 0, done.stderr
     first = {file: file.stat().st_mtime_ns for file in folder.glob("*/checkpoints/last.pt")}
     assert len(first) == 2
-    done = run_script(*words, "--seeds", 2, "--", "--workers", 0)
+    done = fork_script(*words, "--seeds", 2, "--", "--workers", 0)
     assert done.returncode == 0, done.stderr
     assert all(file.stat().st_mtime_ns == time for file, time in first.items()), "a finished run was run again"
     with (folder / "results.csv").open() as file:
@@ -51,24 +52,25 @@ def test_runs_are_made_once_and_summed_up(
     assert f"| plain | 2 | {statistics.mean(accs):.2f} ± {statistics.stdev(accs):.2f} |" in table
 
 
-def test_through_timms_parts_as_well(picture_tree: Path, tmp_path: Path, run_script: Run) -> None:
+def test_through_timms_parts_as_well(picture_tree: Path, tmp_path: Path, fork_script: Run) -> None:
     recipe, folder = tmp_path / "mixed.yaml", tmp_path / "runs"
     recipe.write_text(SMALL + "mix: {cutmix_alpha: 1.0, prob: 0.5}\nloss: {smoothing: 0.1}\nschedule: {name: cosine}\n")
     words = ("scripts/repeat_runs.py", recipe, "--with-timm", recipe, "--data-path", picture_tree)
     words = (*words, "--output-dir", folder, "--seeds", 1, "--", "--workers", 0)
-    done = run_script(*words)
+    done = fork_script(*words)
     assert done.returncode == 0, done.stderr
     records = folder / "mixed-timm-seed1" / "metrics.jsonl"
     acc1, written = json.loads(records.read_text())["val/acc1"], records.stat().st_mtime_ns
     assert 0 <= acc1 <= 100
     assert f"| mixed-timm | 1 | {acc1:.2f} ± ? |" in (folder / "results.md").read_text()
-    assert run_script(*words).returncode == 0
+    assert fork_script(*words).returncode == 0
     assert records.stat().st_mtime_ns == written, "a finished run was run again"
 
 
 def test_bad_input_is_one_line(
     picture_tree: Path, recipes: list[Path], tmp_path: Path, run_script: Run, fork_script: Run
 ) -> None:
+    """The first time as a person starts it, and train.py likewise."""
     (tmp_path / "other").mkdir()
     twin = tmp_path / "other" / "plain.yaml"
     twin.write_text(SMALL)

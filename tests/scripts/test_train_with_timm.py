@@ -36,11 +36,11 @@ def colours(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_it_learns_and_tells(colours: Path, tmp_path: Path, run_script: Run, fork_script: Run) -> None:
+def test_it_learns_and_tells(colours: Path, tmp_path: Path, fork_script: Run) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text(SMALL)
     words = ("scripts/train_with_timm.py", "--recipe", recipe, "--data-path", colours, "--output-dir", tmp_path / "run")
-    done = run_script(*words)
+    done = fork_script(*words)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert record == {"epoch": 6, "val/acc1": 100.0}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from cspnet.training import loop
 from cspnet.training.state import Sums, TrainState
 from cspnet.training.step import StepResult, train_step
 from tests.conftest import ROOT
+from tests.forking import Forked
 from tests.training.whole_runs import assert_same, assert_same_runs
 
 LR = 0.05
@@ -324,11 +325,11 @@ def test_both_processes_skip_the_step_of_which_one_has_a_bad_loss(picture_tree: 
     flags = ["--batch-size", "2", "--checkpoint.every_steps", "1", "--checkpoint.keep", "all", "--epochs", "1"]
     places = ["--data-path", str(picture_tree), "--output-dir", str(tmp_path / "run")]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [*launcher, *FLAGS, *flags, *places], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("step 4 was skipped") == 1
+    words = [*launcher, *FLAGS, *flags, *places]
+    with Forked(words, env=environment, stdout=PIPE, stderr=PIPE, text=True) as process:
+        _, told = process.communicate(timeout=240)
+    assert process.returncode == 0, told
+    assert told.count("step 4 was skipped") == 1
     assert [file.name for file in (tmp_path / "run" / "skipped").iterdir()] == ["step-00000004-rank-1.pt"]
     before, bad, after = (load(tmp_path / "run", f"step-{number:08d}.pt") for number in (3, 4, 5))
     assert_same(bad["state_dict"], before["state_dict"])

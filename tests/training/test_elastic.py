@@ -28,6 +28,7 @@ from cspnet.cli.train import main
 from cspnet.data.index import open_index
 from cspnet.data.sampler import epoch_order
 from tests.conftest import ROOT
+from tests.forking import Forked
 from tests.training.whole_runs import STEPS_PER_EPOCH, assert_same_runs, draw_pictures, find_processes
 
 pytestmark = [
@@ -62,7 +63,7 @@ class Agents:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **variables}
         with self.log(len(self.processes)).open("wb") as log:
             command = [sys.executable, "-m", "torch.distributed.run", *arguments]
-            self.processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+            self.processes.append(Forked(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
 
     def log(self, number: int) -> Path:
         return self.folder / f"agent-{number}.log"

@@ -158,8 +158,8 @@ def test_what_the_user_can_mend_on_one_rank_is_one_line_under_torchrun(pictures:
 
 
 def test_a_rank_that_dies_under_torchrun_makes_the_run_fail(pictures: Path, tmp_path: Path) -> None:
-    """What torchrun tells the others then is no request that they can meet."""
-    process = start(command(pictures, tmp_path / "run", 2, 1, "--epochs", "1000"))
+    """What torchrun tells the others then is no request that they can meet. As a person starts it."""
+    process = start(command(pictures, tmp_path / "run", 2, 1, "--epochs", "1000"), forked=False)
     wait_for_step(process, tmp_path / "run", 3)
     os.kill(min(find_processes(tmp_path / "run", "RANK=1")), signal.SIGKILL)  # the others are its reading processes
     output, _ = process.communicate(timeout=QUICKLY_S)

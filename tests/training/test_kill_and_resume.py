@@ -36,11 +36,12 @@ def untouched(
 def test_killed_run_ends_as_if_untouched(
     untouched: tuple[int, Path], pictures: Path, tmp_path: Path, workers: int, steps: tuple[int, ...]
 ) -> None:
+    """On two processes without workers, as a person starts it: through exec and torchrun."""
     processes, reference = untouched
-    folder = tmp_path / "run"
+    folder, forked = tmp_path / "run", processes == 1 or workers > 0
     arguments = command(pictures, folder, processes, workers, "--resume", "auto")
     for step in steps:
-        kill_after_step(arguments, folder, step)
-    output = run(arguments)
+        kill_after_step(arguments, folder, step, forked)
+    output = run(arguments, forked)
     assert "resumed from" in output
     assert_same_runs(folder, reference)

@@ -79,9 +79,9 @@ def wait_for_reader(process: subprocess.Popen[str], pipe: Path) -> int:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_told_in_training(untouched: Path, pictures: Path, tmp_path: Path, name: str) -> None:
-    """All processes of the group get it: those that read go on with it."""
+    """All processes of the group get it: those that read go on with it. Once (SIGUSR1) as a person starts it."""
     arguments = command(pictures, tmp_path / "run", 1, 2, "--resume", "auto")
-    process = start(arguments)
+    process = start(arguments, forked=name != "SIGUSR1")
     wait_for_step(process, tmp_path / "run", 8)
     os.killpg(process.pid, getattr(signal, name))
     output, _ = process.communicate(timeout=60)
@@ -151,11 +151,14 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("step", [6, 8])
 def test_one_of_two_processes_is_told(pictures: Path, two_untouched: Path, tmp_path: Path, step: int) -> None:
-    """In a step; both stop behind it. In the next one, one of them begins with an attack (6), or neither (8)."""
+    """In a step; both stop behind it. In the next one, one of them begins with an attack (6), or neither (8).
+
+    Once (8) as a person starts it, through exec and torchrun.
+    """
     driver = tmp_path / "driver.py"
     driver.write_text(TELLING_ITSELF.format(step=step))
     arguments = command(pictures, tmp_path / "run", 2, 1, "--resume", "auto")
-    process = start([str(driver) if word == "train.py" else word for word in arguments])
+    process = start([str(driver) if word == "train.py" else word for word in arguments], forked=step != 8)
     output, _ = process.communicate(timeout=120)
     assert f"train.py: stopped by a signal to another process behind step {step + 1}; saved" in output, output
     assert len(re.findall(rf"exitcode\s*: {EXIT_STOPPED} ", output)) == 2, output
@@ -187,9 +190,11 @@ def test_told_twice(pictures: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_told_before_there_is_anything_to_save(tmp_path: Path, name: str) -> None:
+    """Once (SIGTERM) as a person starts it."""
     os.mkfifo(tmp_path / "train_list.txt")
     flags = ("--device", "cpu", "--val-split", "null")
-    process = start_group("train.py", *flags, "--data-path", tmp_path, "--output-dir", tmp_path / "run")
+    places = ("--data-path", tmp_path, "--output-dir", tmp_path / "run")
+    process = start_group("train.py", *flags, *places, forked=name != "SIGTERM")
     end = wait_for_reader(process, tmp_path / "train_list.txt")
     process.send_signal(getattr(signal, name))
     os.close(end)  # a signal right in front of the read would wait for it

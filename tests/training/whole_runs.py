@@ -13,7 +13,8 @@ from typing import Any
 
 from cspnet.cli.compare_runs import compare_runs, find_difference, read_records
 from tests.conftest import ROOT, draw_tree
-from tests.processes import heed_ctrl_c
+from tests.forking import Forked, list_forks
+from tests.processes import heed_ctrl_c, is_alive
 
 __all__ = [
     "EPOCHS",
@@ -59,10 +60,10 @@ def command(pictures: Path, folder: Path, processes: int, workers: int, *more: s
     return [*launcher, "train.py", *FLAGS, *batch, "--data-path", str(pictures), "--output-dir", str(folder), *more]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """A run as the leader of a process group."""
+def start(arguments: list[str], forked: bool = True) -> subprocess.Popen[str]:
+    """A run as the leader of a process group; forked, or as a person would."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    return (Forked if forked else subprocess.Popen)(
         arguments,
         cwd=ROOT,
         env=environment,
@@ -74,23 +75,23 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def run(arguments: list[str]) -> str:
+def run(arguments: list[str], forked: bool = True) -> str:
     """A run from its start to its end; its output."""
-    process = start(arguments)
+    process = start(arguments, forked)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     return output
 
 
 def find_processes(folder: Path, variable: str = "") -> list[int]:
-    """The processes whose command line names the run's folder (launcher, ranks, workers), and that have a variable."""
-    found = []
+    """The living whose command line names the run's folder (launcher, ranks, workers), and that have a variable."""
+    found = [number for number in list_forks(folder, variable) if is_alive(number)]
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             has_it = not variable or variable.encode() in (entry / "environ").read_bytes().split(b"\0")
             if has_it and str(folder).encode() in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
-    return sorted(found)
+    return sorted(set(found))
 
 
 def kill_run(folder: Path) -> None:
@@ -109,9 +110,9 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
         time.sleep(0.005)
 
 
-def kill_after_step(arguments: list[str], folder: Path, step: int) -> None:
+def kill_after_step(arguments: list[str], folder: Path, step: int, forked: bool = True) -> None:
     """Start a run and kill it, with all its processes, when it has done a step and saved one, which it does beside."""
-    process = start(arguments)
+    process = start(arguments, forked)
     wait_for_step(process, folder, step)
     while process.poll() is None and not list((folder / "checkpoints").glob("step-*.pt")):
         time.sleep(0.005)
