@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,8 +37,6 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 
 __all__ = ["Forked", "list_forks"]
 
-_FIRST_SEED = 67280421310721
-"""Of torch's generator in a new process. Source: c10/core/GeneratorImpl.h, default_rng_seed_val."""
 _LOADED_FIRST = (
     *("cspnet.cli.train_job", "cspnet.cli.validate_job", "torch.distributed.run", "torch._dynamo"),
     *("timm.data", "timm.models", "timm.optim", "torchvision"),
@@ -46,6 +45,9 @@ _LOADED_FIRST = (
 
 _register = tempfile.TemporaryFile("a+b", buffering=0)  # noqa: SIM115
 """A line for each fork, and for each process forked by one: its number, its words, the variables it was given."""
+
+_kept: list[object] = []
+"""The streams of who forked: as they went, they would write what waits in them."""
 
 
 class Forked(subprocess.Popen[Any]):
@@ -86,7 +88,7 @@ def _become(words: list[str], environment: Mapping[str, str], prepare: Callable[
     code = 1
     try:
         gc.freeze()  # what the tests hold is neither looked through nor finalized here
-        unbuffered, words = words[0] == "-u", words[words[0] == "-u" :]
+        unbuffered, words = words[0] == "-u" or "PYTHONUNBUFFERED" in environment, words[words[0] == "-u" :]
         prepare()
         _renew_signals()
         _renew_streams(unbuffered)
@@ -107,7 +109,7 @@ def _become(words: list[str], environment: Mapping[str, str], prepare: Callable[
         else:
             sys.argv = words
             sys.path.insert(0, str(Path(words[0]).resolve().parent))
-            runpy.run_path(words[0], run_name="__main__")
+            _run_file(os.path.abspath(words[0]))
         code = 0
     except SystemExit as end:
         code = _code_of(end)
@@ -118,6 +120,13 @@ def _become(words: list[str], environment: Mapping[str, str], prepare: Callable[
         traceback.print_exc()
     finally:
         _end(code)
+
+
+def _run_file(file: str) -> None:
+    """Not with runpy, which changes sys.argv."""
+    sys.modules["__main__"] = main = types.ModuleType("__main__")
+    main.__file__ = file
+    exec(compile(Path(file).read_bytes(), file, "exec"), vars(main))
 
 
 def _sign(note: str) -> None:
@@ -138,6 +147,7 @@ def _forget_descriptors() -> None:
 
 
 def _renew_streams(unbuffered: bool) -> None:
+    _kept.extend((sys.stdin, sys.__stdin__, sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__))
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", buffering=1 if unbuffered else -1, closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -161,6 +171,7 @@ def _renew_libraries() -> None:
     warnings.showwarning = _show_warning
     for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", kind)
+    warnings.filterwarnings("default", category=DeprecationWarning, module="__main__")
     logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)
     threading.excepthook = threading.__excepthook__
@@ -169,9 +180,9 @@ def _renew_libraries() -> None:
     multiprocessing.process._children.clear()
     multiprocessing.util._finalizer_registry.clear()
     atexit.register(multiprocessing.util._exit_function)
-    random.seed()
+    random.seed()  # as those of a new process, no two of which draw alike
     np.random.seed()
-    torch.manual_seed(_FIRST_SEED)
+    torch.seed()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
