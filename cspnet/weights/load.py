@@ -80,7 +80,8 @@ def _classifier(model: nn.Module) -> str:
 
 def _find_new_head(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Keys of the classifier, if the file's is whole and has another number of classes than the model's."""
-    head = tuple(key for key in own if key.rpartition(".")[0] == _classifier(model))
+    name = _classifier(model)
+    head = tuple(key for key in own if key.rpartition(".")[0] == name)
     if not head or not all(key in state and state[key].ndim == own[key].ndim for key in head):
         return ()
     fits = all(state[key].shape[1:] == own[key].shape[1:] for key in head)

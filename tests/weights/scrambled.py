@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import cspnet
 
 State = dict[str, Tensor]
+
+
+@contextlib.contextmanager
+def starting_at_zero() -> Iterator[None]:
+    """Networks that are made in this block have zeros where they would draw: for those that are about to be filled."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_"):
+            patch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor.data.zero_())
+        yield
+
+
+def create_blank(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:
+    """As `cspnet.create_model`, in half the time."""
+    with starting_at_zero():
+        return cspnet.create_model(name, num_classes, **options)
 
 
 @torch.no_grad()
@@ -36,7 +54,7 @@ def scramble(model: nn.Module, seed: int) -> nn.Module:
 
 
 def build_scrambled(name: str, seed: int, num_classes: int = 1000, **options: Any) -> nn.Module:
-    return scramble(cspnet.create_model(name, num_classes, **options), seed)
+    return scramble(create_blank(name, num_classes, **options), seed)
 
 
 def copy_state(model: nn.Module) -> State:

@@ -15,21 +15,35 @@ from cspnet.errors import CheckpointError
 from cspnet.weights.darknet import darknet_bytes
 from cspnet.weights.load import load_weights
 from tests.weights.foreign_networks import CsDarkNet53, create_mmpretrain
-from tests.weights.scrambled import build_scrambled, check_equal, copy_state, relative_difference, scramble
+from tests.weights.scrambled import (
+    build_scrambled,
+    check_equal,
+    copy_state,
+    create_blank,
+    relative_difference,
+    scramble,
+    starting_at_zero,
+)
 
 
 def save_timm(folder: Path) -> Path:
-    torch.save(scramble(timm.create_model("cspdarknet53", num_classes=3), 2).state_dict(), folder / "timm.pth")
+    with starting_at_zero():
+        theirs = scramble(timm.create_model("cspdarknet53", num_classes=3), 2)
+    torch.save(theirs.state_dict(), folder / "timm.pth")
     return folder / "timm.pth"
 
 
 def save_mmpretrain(folder: Path) -> Path:
-    torch.save({"state_dict": scramble(create_mmpretrain("cspdarknet53", 3), 2).state_dict()}, folder / "mm.pth")
+    with starting_at_zero():
+        theirs = scramble(create_mmpretrain("cspdarknet53", 3), 2)
+    torch.save({"state_dict": theirs.state_dict()}, folder / "mm.pth")
     return folder / "mm.pth"
 
 
 def save_deepspark(folder: Path) -> Path:
-    torch.save({"model": scramble(CsDarkNet53(3), 2).state_dict()}, folder / "ds.pth")
+    with starting_at_zero():
+        theirs = scramble(CsDarkNet53(3), 2)
+    torch.save({"model": theirs.state_dict()}, folder / "ds.pth")
     return folder / "ds.pth"
 
 
@@ -68,11 +82,11 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_part_gets_what_the_whole_network_gets(file: tuple[str, Path], name: str) -> None:
     """The whole is held against the file's author elsewhere; csdarknet53 concatenates in the other order."""
     layout, path = file
-    whole = cspnet.create_model(name, 1000 if layout == "darknet" else 3)
+    whole = create_blank(name, 1000 if layout == "darknet" else 3)
     expected = load_weights(whole, path, layout)
     weights = copy_state(whole)
     for options in PARTS.values():
-        part = cspnet.create_model(name, **options)
+        part = create_blank(name, **options)
         report = load_weights(part, path, layout)
         # Only the file's own counters are missing in Darknet's: a fresh one is 0 in both.
         check_equal(copy_state(part), {key: weights[key] for key in part.state_dict()})
@@ -84,7 +98,7 @@ def test_a_part_gets_what_the_whole_network_gets(file: tuple[str, Path], name: s
 def test_timms_file_needs_no_name(tmp_path: Path) -> None:
     path = save_timm(tmp_path)
     for options in PARTS.values():
-        report = load_weights(cspnet.create_model("cspdarknet53", **options), path)
+        report = load_weights(create_blank("cspdarknet53", **options), path)
         assert report.layout == "timm" and report.preprocessing is not None
 
 
@@ -100,10 +114,10 @@ def test_a_backbones_own_file_has_no_classifier(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["cspnet", "timm"])
 def test_what_belongs_to_no_layer_is_an_error_for_a_backbone_too(tmp_path: Path, layout: str) -> None:
-    state = cspnet.create_model("cspdarknet53", 3).state_dict()
+    state = create_blank("cspdarknet53", 3).state_dict()
     torch.save({**state, "neck.conv.weight": torch.zeros(2)}, tmp_path / "odd.pth")
     for options in PARTS.values():
-        model = cspnet.create_model("cspdarknet53", **options)
+        model = create_blank("cspdarknet53", **options)
         with pytest.raises(CheckpointError, match=r"it has, and the model does not, neck\.conv\.weight"):
             load_weights(model, tmp_path / "odd.pth", layout)
 
@@ -125,6 +139,6 @@ def test_options_of_the_saved_network_count_for_its_order(tmp_path: Path) -> Non
     theirs = build_scrambled("csdarknet53", 3, num_classes=3, **options)
     about = {"arch": "csdarknet53", "num_classes": 3, "classes": ["a", "b", "c"], "recipe": {"model.options": options}}
     torch.save({**about, "state_dict": theirs.state_dict()}, tmp_path / "own.pt")
-    ours = cspnet.create_model("cspdarknet53", 3, **options)
+    ours = create_blank("cspdarknet53", 3, **options)
     load_weights(ours, tmp_path / "own.pt")
     assert relative_difference(ours, theirs) < 1e-9

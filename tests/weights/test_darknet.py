@@ -22,7 +22,7 @@ from cspnet.weights.load import load_weights
 from cspnet.weights.match import match_weights, read_weight_file
 from cspnet.weights.preprocessing import Preprocessing
 from tests.models.darknet_cfgs import CFGS
-from tests.weights.scrambled import build_scrambled, check_equal, copy_state, relative_difference
+from tests.weights.scrambled import build_scrambled, check_equal, copy_state, create_blank, relative_difference
 
 # Bytes of a file with 1000 classes and a header of 20: computed from the authors' cfg files.
 SIZES = {
@@ -59,7 +59,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_there_and_back_is_bit_equal(written: tuple[str, nn.Module, Path]) -> None:
     name, model, file = written
-    copy = cspnet.create_model(name)
+    copy = create_blank(name)
     report = load_weights(copy, file)
     counters = {key for key in model.state_dict() if key.endswith("num_batches_tracked")}
     state = model.state_dict()
@@ -83,10 +83,10 @@ def test_size(written: tuple[str, nn.Module, Path]) -> None:
 def test_the_cfg_interpreter_reads_the_same_network(written: tuple[str, nn.Module, Path]) -> None:
     """The same bytes in the file order of a cfg text that knows nothing of our networks: the same logits."""
     name, _, file = written
-    interpreter = cspnet.create_model(f"cfg/{name}", text=CFGS[name]())
+    interpreter = create_blank(f"cfg/{name}", text=CFGS[name]())
     report = load_weights(interpreter, file)
     assert report.layout == "darknet"
-    native = cspnet.create_model(name)
+    native = create_blank(name)
     load_weights(native, file)
     assert relative_difference(native, interpreter) < 1e-9
     interpreter.float()
@@ -101,9 +101,9 @@ def test_timms_order_of_concatenation(tmp_path: Path, name: str, options: dict[s
     """csdarknet53's file in timm's graph, whose transitions read (cross, block)."""
     theirs = build_scrambled(cfg, seed=2)
     data = write(theirs, tmp_path / "theirs.weights")
-    interpreter = cspnet.create_model(f"cfg/{cfg}", text=CFGS[cfg]())
+    interpreter = create_blank(f"cfg/{cfg}", text=CFGS[cfg]())
     load_weights(interpreter, tmp_path / "theirs.weights")
-    ours = cspnet.create_model(name, **options)
+    ours = create_blank(name, **options)
     report = load_weights(ours, tmp_path / "theirs.weights")
     assert report.warnings == ()
     assert darknet_bytes(ours, "back") == data
@@ -112,7 +112,7 @@ def test_timms_order_of_concatenation(tmp_path: Path, name: str, options: dict[s
 
 def test_another_leaky_slope_is_a_warning(tmp_path: Path) -> None:
     write(build_scrambled("csdarknet53", seed=2, num_classes=2), tmp_path / "theirs.weights")
-    report = load_weights(cspnet.create_model("cspdarknet53", 2), tmp_path / "theirs.weights")
+    report = load_weights(create_blank("cspdarknet53", 2), tmp_path / "theirs.weights")
     (warning,) = report.warnings
     assert "leaky_slope=0.1" in warning
     assert warning in str(report)
@@ -133,8 +133,8 @@ GEOMETRY = {"csmobilenet_v2": 224, "resnet10": 256}
 def test_the_activation_is_one_of_those_that_darknet_has(
     tmp_path: Path, name: str, options: dict[str, Any], said: str | None
 ) -> None:
-    write(cspnet.create_model(name), tmp_path / "x.weights")
-    warnings = load_weights(cspnet.create_model(name, **options), tmp_path / "x.weights").warnings
+    write(create_blank(name), tmp_path / "x.weights")
+    warnings = load_weights(create_blank(name, **options), tmp_path / "x.weights").warnings
     assert [said in warning for warning in warnings] == [True] * (said is not None)
 
 
@@ -142,7 +142,7 @@ def test_the_activation_is_one_of_those_that_darknet_has(
 def test_preprocessing(tmp_path: Path, name: str) -> None:
     write(build_scrambled(name, seed=2), tmp_path / "theirs.weights")
     expected = Preprocessing(GEOMETRY[name], 1.0, "bilinear", (0, 0, 0), (1, 1, 1))
-    for model in (cspnet.create_model(name), cspnet.create_model("cfg/x", text=CFGS[name]())):
+    for model in (create_blank(name), create_blank("cfg/x", text=CFGS[name]())):
         assert load_weights(model, tmp_path / "theirs.weights").preprocessing == expected
 
 
@@ -230,7 +230,7 @@ def test_class_order_against_a_slow_loop(tmp_path: Path) -> None:
 def test_a_native_classifier_is_permuted_alike(tmp_path: Path) -> None:
     """The linear layer of a native network against the 1x1 convolution of the interpreter."""
     write(build_scrambled("resnet10", seed=4), tmp_path / "theirs.weights")
-    native, interpreter = cspnet.create_model("resnet10"), cspnet.create_model("cfg/x", text=CFGS["resnet10"]())
+    native, interpreter = create_blank("resnet10"), create_blank("cfg/x", text=CFGS["resnet10"]())
     for model in (native, interpreter):
         load_weights(model, tmp_path / "theirs.weights")
     other = interpreter.get_submodule(interpreter.classifier_name)

@@ -23,7 +23,16 @@ from cspnet.weights.layouts import LAYOUTS, export_state, find_graph, reorder_pa
 from cspnet.weights.load import load_weights
 from cspnet.weights.preprocessing import Preprocessing
 from tests.weights.foreign_networks import MMPRETRAIN, CsDarkNet53, create_mmpretrain
-from tests.weights.scrambled import State, build_scrambled, check_equal, copy_state, relative_difference, scramble
+from tests.weights.scrambled import (
+    State,
+    build_scrambled,
+    check_equal,
+    copy_state,
+    create_blank,
+    relative_difference,
+    scramble,
+    starting_at_zero,
+)
 
 TIMM = {
     "cspdarknet53": "cspdarknet53",
@@ -64,7 +73,7 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, name: str, layout: str) -> 
     model = build_scrambled(name, 1, num_classes=3)
     theirs = export_state(model, LAYOUTS[layout], "out")
     torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
-    copy = cspnet.create_model(name, 3)
+    copy = create_blank(name, 3)
     report = load_weights(copy, tmp_path / "theirs.pth", layout)
     check_equal(copy_state(copy), copy_state(model))
     assert set(report.matched) == set(model.state_dict())
@@ -78,7 +87,7 @@ NOBODYS = sorted(ZOO.keys() - {name for name, _ in PAIRS} - darknet_cfgs.ROWS.ke
 def test_what_nobody_else_has_goes_through_our_own_file(tmp_path: Path, name: str) -> None:
     model = build_scrambled(name, 1, num_classes=3)
     write_safetensors(tmp_path / "own.safetensors", model.state_dict(), {})
-    copy = cspnet.create_model(name, 3)
+    copy = create_blank(name, 3)
     assert load_weights(copy, tmp_path / "own.safetensors").layout == "cspnet"
     check_equal(copy_state(copy), copy_state(model))
 
@@ -101,9 +110,10 @@ def test_what_a_project_does_not_have_is_refused(tmp_path: Path, layout: str) ->
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_networks(tmp_path: Path, name: str) -> None:
     """Also csdarknet53, which concatenates in the other order: the columns move, the logits stay."""
-    theirs = scramble(timm.create_model(TIMM[name], num_classes=3), 2)
+    with starting_at_zero():
+        theirs = scramble(timm.create_model(TIMM[name], num_classes=3), 2)
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-    ours = cspnet.create_model(name, 3, leaky_slope=0.01)
+    ours = create_blank(name, 3, leaky_slope=0.01)
     report = load_weights(ours, tmp_path / "timm.pth", "timm")
     assert (report.layout, report.warnings) == ("timm", ())
     check_equal(export_state(ours, LAYOUTS["timm"], "out"), copy_state(theirs))
@@ -112,9 +122,10 @@ def test_timms_networks(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cspdarknet53", "cspresnet50", "cspresnext50"])
 def test_timms_geometry_is_timms(tmp_path: Path, name: str) -> None:
-    theirs = timm.create_model(name, num_classes=3)
+    with starting_at_zero():
+        theirs = timm.create_model(name, num_classes=3)
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-    report = load_weights(cspnet.create_model(name, 3), tmp_path / "timm.pth")
+    report = load_weights(create_blank(name, 3), tmp_path / "timm.pth")
     cfg: Any = theirs.pretrained_cfg
     expected = (cfg["input_size"][1], cfg["crop_pct"], cfg["interpolation"], cfg["mean"], cfg["std"])
     assert report.preprocessing == Preprocessing(*expected)
@@ -127,7 +138,7 @@ DOUBTFUL = {"cspdarknet_tiny": False, "cspdarknet53_mish": True, "csdarknet53": 
 
 def test_plain_names_are_timms_only_for_timms_networks(tmp_path: Path) -> None:
     for name, doubtful in DOUBTFUL.items():
-        model = cspnet.create_model(name, 3)
+        model = create_blank(name, 3)
         torch.save(model.state_dict(), tmp_path / "plain.pth")
         report = load_weights(model, tmp_path / "plain.pth")
         assert (report.layout, report.preprocessing) == ("cspnet", None)
@@ -141,9 +152,10 @@ MM_GEOMETRY = {"cspdarknet53": (256, 288), "cspresnet50": (256, 288), "cspresnex
 
 @pytest.mark.parametrize("name", MMPRETRAIN)
 def test_mmpretrains_networks(tmp_path: Path, name: str) -> None:
-    theirs = scramble(create_mmpretrain(name, 3), 2)
+    with starting_at_zero():
+        theirs = scramble(create_mmpretrain(name, 3), 2)
     torch.save({"meta": {"epoch": 1}, "state_dict": theirs.state_dict()}, tmp_path / "mm.pth")
-    ours = cspnet.create_model(name, 3)
+    ours = create_blank(name, 3)
     report = load_weights(ours, tmp_path / "mm.pth")
     assert (report.layout, report.warnings) == ("mmpretrain", ())
     check_equal(export_state(ours, LAYOUTS["mmpretrain"], "out"), copy_state(theirs))
@@ -159,7 +171,7 @@ def test_the_older_spelling_of_the_down_convolution(tmp_path: Path) -> None:
     older = {key.replace("downsample_conv", "downsamper_conv"): value for key, value in theirs.items()}
     assert older.keys() != theirs.keys()
     torch.save({"state_dict": older}, tmp_path / "old.pth")
-    ours = cspnet.create_model("cspresnet50", 3)
+    ours = create_blank("cspresnet50", 3)
     load_weights(ours, tmp_path / "old.pth")
     check_equal(export_state(ours, LAYOUTS["mmpretrain"], "out"), dict(theirs))
 
@@ -190,19 +202,20 @@ def save_deepspark(model: nn.Module, file: Path) -> None:
 def test_deepsparks_network(tmp_path: Path, deepspark: nn.Module) -> None:
     save_deepspark(deepspark, tmp_path / "checkpoint.pth")
     for name in ("cspdarknet53_mish", "csdarknet53_omega"):
-        ours = cspnet.create_model(name, 3)
+        ours = create_blank(name, 3)
         report = load_weights(ours, tmp_path / "checkpoint.pth")
         assert (report.layout, report.warnings) == ("deepspark", ())
         assert report.preprocessing == Preprocessing(224, 0.875, "bilinear", *IMAGENET)
         check_equal(export_state(ours, LAYOUTS["deepspark"], "out"), copy_state(deepspark))
-        copy = CsDarkNet53(3)
+        with starting_at_zero():
+            copy = CsDarkNet53(3)
         copy.load_state_dict(deepspark.state_dict())
         assert relative_difference(ours, copy) < 1e-9
 
 
 def test_another_activation_is_a_warning(tmp_path: Path, deepspark: nn.Module) -> None:
     save_deepspark(deepspark, tmp_path / "checkpoint.pth")
-    report = load_weights(cspnet.create_model("cspdarknet53", 3), tmp_path / "checkpoint.pth")
+    report = load_weights(create_blank("cspdarknet53", 3), tmp_path / "checkpoint.pth")
     (warning,) = report.warnings
     assert "activation=mish" in warning
     assert "activation=mish" in str(report)
@@ -236,11 +249,11 @@ def test_our_checkpoint_in_the_other_order_of_concatenation(tmp_path: Path, name
     theirs = build_scrambled(saved, 3, num_classes=3)
     about = {"arch": saved, "num_classes": 3, "classes": ["a", "b", "c"], "recipe": {"model.options": {}}}
     torch.save({**about, "state_dict": theirs.state_dict()}, tmp_path / "own.pt")
-    ours = cspnet.create_model(wanted, 3)
+    ours = create_blank(wanted, 3)
     (warning,) = load_weights(ours, tmp_path / "own.pt").warnings
     slope = ZOO[saved].spec.leaky_slope
     assert f"leaky_slope={slope:g}" in warning
-    ours = cspnet.create_model(wanted, 3, leaky_slope=slope)
+    ours = create_blank(wanted, 3, leaky_slope=slope)
     assert load_weights(ours, tmp_path / "own.pt").warnings == ()
     assert relative_difference(ours, theirs) < 1e-9
 
