@@ -21,7 +21,8 @@ if sys.argv[1:] == ["draw"]:
     print(random.random(), np.random.rand(), torch.rand(1).item())
     sys.exit()
 atexit.register(print, "at exit")
-threading.Thread(target=lambda: (time.sleep(0.2), print("a thread"))).start()
+go = threading.Event()
+threading.Thread(target=lambda: (go.wait(), time.sleep(0.3), print("a thread"))).start()
 print(__name__, sys.argv, sys.path[0], os.getcwd(), os.environ.get("MARK"), os.environ.get("HOME"))
 print(os.getpid() == os.getsid(0), {n: signal.getsignal(n) is signal.SIG_DFL for n in signal.valid_signals()})
 print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), sys.stdin.read())
@@ -30,6 +31,7 @@ warnings.warn("old", DeprecationWarning)
 logging.getLogger("x").warning("logged")
 print(subprocess.run([sys.executable, "-u", "other.py", "a"], capture_output=True, text=True).stdout)
 END = {END}
+go.set()
 if callable(END):
     END()
 sys.exit(END)
@@ -40,7 +42,7 @@ ENDS = {
     "7": 7,
     "'why'": 1,
     "lambda: 1 / 0": 1,
-    "lambda: os.kill(os.getpid(), signal.SIGINT)": -signal.SIGINT,
+    "lambda: signal.raise_signal(signal.SIGINT)": -signal.SIGINT,
     "lambda: os.kill(os.getpid(), signal.SIGTERM)": -signal.SIGTERM,
 }
 
