@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
-from cspnet.cli.weight_flags import add_geometry_flags, add_weight_flags, list_overrides
+from cspnet.cli.weight_flags import add_geometry_flags, add_weight_flags, read_asked
 
 
 def main() -> int:
@@ -51,11 +51,7 @@ def main() -> int:
         ExportJob(
             out=args.out,
             format=args.format or find_format(args.out),
-            checkpoint=args.checkpoint,
-            overrides={key: value for key, value in list_overrides(args).items() if value is not None},
-            source=args.source,
-            num_classes=args.num_classes,
-            ema=args.ema,
+            weights=read_asked(args, args.checkpoint),
             class_file=args.classes,
             opset=args.opset,
             softmax=args.softmax,

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cspnet.cli.flags import FlagParser, run_door
-from cspnet.cli.weight_flags import add_geometry_flags, add_weight_flags, list_overrides
+from cspnet.cli.weight_flags import add_geometry_flags, add_weight_flags, read_asked
 from cspnet.errors import UserError
 
 
@@ -42,15 +42,11 @@ def main() -> int:
 
     from cspnet.cli.predict_job import PredictJob, run_predict_job
 
-    overrides = {**list_overrides(args), "train.device": args.device, "train.precision": args.precision}
+    how_to = {"train.device": args.device, "train.precision": args.precision}
     return run_predict_job(
         PredictJob(
             pictures=args.pictures,
-            checkpoint=args.checkpoint,
-            overrides={key: value for key, value in overrides.items() if value is not None},
-            source=args.source,
-            num_classes=args.num_classes,
-            ema=args.ema,
+            weights=read_asked(args, args.checkpoint, how_to),
             class_file=args.classes,
             top=args.top,
             batch_size=args.batch_size,

@@ -15,7 +15,9 @@ from torch import nn
 
 import cspnet
 from cspnet.cli import build
+from cspnet.cli.outputs import check_place
 from cspnet.cli.subject import Subject, build_folded, name_classes, read_subject
+from cspnet.cli.weight_flags import AskedWeights
 from cspnet.errors import EXIT_DONE, UserError
 from cspnet.export.metadata import Contents, InputKind
 from cspnet.export.model_card import Trained, write_card
@@ -47,12 +49,7 @@ class ExportJob:
     out: Path
     format: str
     """A key of ENDINGS."""
-    checkpoint: Path
-    overrides: Mapping[str, Any]
-    """{dotted key of the recipe: value} of what was given."""
-    source: str
-    num_classes: int | None
-    ema: bool | None
+    weights: AskedWeights
     class_file: Path | None
     """A name a line, in the order of the classes."""
     opset: int | None
@@ -84,13 +81,13 @@ def run_export_job(job: ExportJob) -> int:
     _check_flags(job)
     _check_out(job)
     opset = _settle_opset(job)
-    subject = read_subject(job.checkpoint, job.overrides, source=job.source, num_classes=job.num_classes, ema=job.ema)
+    subject = read_subject(job.weights)
     recipe = build.embed_cfg(subject.recipe)
     # As the file is to have it, and without what is for training alone.
     recipe = replace(recipe, train=replace(recipe.train, device="cpu", channels_last=False, grad_checkpointing=False))
     names = name_classes(job.class_file, subject)
     model = build.build_model(recipe, subject.num_classes, torch.device("cpu"))
-    load_state_dict(model, subject.weights.state, where=str(job.checkpoint))
+    load_state_dict(model, subject.weights.state, where=str(job.weights.file))
     model.eval()
     trained = _read_training(subject)
     contents = _describe(job, subject, recipe, names, trained)
@@ -99,7 +96,7 @@ def run_export_job(job: ExportJob) -> int:
     print(f"{recipe.model.name}, {kind}, {subject.num_classes} classes, {num_params:,} parameters")
     print(f"pictures: {build.build_geometry(recipe.data)}; from {subject.geometry_source}")
     for warning in subject.weights.warnings:
-        print(f"warning: {printable(str(job.checkpoint))}: {warning}", file=sys.stderr)
+        print(f"warning: {printable(str(job.weights.file))}: {warning}", file=sys.stderr)
     try:
         if job.format == "safetensors":
             _write_weights(job, subject, recipe, model, contents, trained)
@@ -134,12 +131,11 @@ def _check_out(job: ExportJob) -> None:
     out, ending = job.out, ENDINGS[job.format]
     if out.suffix != ending:
         raise UserError(f"{out}: --format {job.format} writes a file that ends in {ending}")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
-        raise UserError(f"{out}: name a file in a folder that is there and can be written")
+    check_place(out, str(out))
     for file in (out, _card_of(out)) if job.format == "safetensors" else (out,):
         if not os.path.lexists(file):
             continue
-        if file.exists() and job.checkpoint.exists() and file.samefile(job.checkpoint):
+        if file.exists() and job.weights.file.exists() and file.samefile(job.weights.file):
             raise UserError(f"{file}: holds the weights that are to be exported; give another name")
         if file.is_dir():
             raise UserError(f"{file}: is a folder; give another name")
@@ -178,7 +174,7 @@ def _describe(job: ExportJob, subject: Subject, recipe: Recipe, names: Sequence[
         input_kind=job.input_kind,
         output="probabilities" if job.softmax else "logits",
         cspnet_version=cspnet.__version__,
-        source_sha256=hash_file(job.checkpoint),
+        source_sha256=hash_file(job.weights.file),
         source_step=trained.step,
     )
 
@@ -262,7 +258,7 @@ def _write_weights(
         trained,
         model,
         file=printable(job.out.name),
-        source=printable(job.checkpoint.name),
+        source=printable(job.weights.file.name),
         options=recipe.model.options,
         license=job.license,
     )

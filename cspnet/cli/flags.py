@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from cspnet.errors import EXIT_BUG, EXIT_STOPPED, EXIT_USER, UserError
-from cspnet.recipe.aliases import ALIASES, COMMON_KEYS, CONSTANT_FLAGS, ELSEWHERE
+from cspnet.recipe.aliases import ALIASES, COMMON_KEYS, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
 from cspnet.runtime.leaving import leave, leave_by_force
 from cspnet.runtime.output import tell_last
@@ -40,8 +40,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class FlagParser(argparse.ArgumentParser):
     """argparse that reports a wrong command line in one line, with the flag that was probably meant."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, elsewhere: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        """`elsewhere`: {a flag that other programs have: what to say instead}."""
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
+        self._elsewhere = elsewhere or {}
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -54,8 +56,8 @@ class FlagParser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(flag, known, n=1) if flag.startswith("-") else []
             advice = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
-            if flag in ELSEWHERE and "--optim.lr" in known:
-                advice = f"here it is {ELSEWHERE[flag]}"
+            if flag in self._elsewhere:
+                advice = f"here it is {self._elsewhere[flag]}"
             raise UserError(f"{flag}: unknown {'flag' if flag.startswith('-') else 'argument'}; {advice}")
         return namespace
 

@@ -8,13 +8,25 @@ from pathlib import Path
 
 from cspnet.errors import UserError
 
-__all__ = ["check_outputs"]
+__all__ = ["check_outputs", "check_place"]
 
 _FORMS: dict[str, Callable[[bytes], bool]] = {
     "--json": lambda head: head.lstrip()[:1] in (b"{", b"["),
     "--markdown": lambda head: b", Python 3." in head or b"; Python 3." in head,
 }
 """What the first bytes of an earlier result look like."""
+
+
+def check_place(file: Path, what: str) -> None:
+    """Find out whether a file may be made.
+
+    Args:
+        what: it is, in the error.
+    Raises:
+        UserError: it is a folder, or lies in none that can be written.
+    """
+    if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{what}: name a file in a folder that is there and can be written")
 
 
 def check_outputs(files: Mapping[str, Path | None], forms: Mapping[str, Callable[[bytes], bool]] | None = None) -> None:
@@ -30,8 +42,7 @@ def check_outputs(files: Mapping[str, Path | None], forms: Mapping[str, Callable
     for flag, file in files.items():
         if file is None:
             continue
-        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-            raise UserError(f"{flag} {file}: name a file in a folder that is there and can be written")
+        check_place(file, f"{flag} {file}")
         if (other := flags.setdefault(file, flag)) != flag:
             raise UserError(f"{file}: {other} and {flag} would write the same file; name two")
         if file.is_file() and not _is_earlier(file, {**_FORMS, **(forms or {})}[flag]):

@@ -7,11 +7,11 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch
 from cspnet.cli import build
 from cspnet.cli.outputs import check_outputs
 from cspnet.cli.subject import Subject, build_folded, name_classes, read_subject
+from cspnet.cli.weight_flags import AskedWeights
 from cspnet.data.decode import EXTENSIONS, Picture, UnreadableImageError, open_picture
 from cspnet.data.transforms import EvalTransform
 from cspnet.errors import EXIT_BUG, EXIT_DONE, DataError, UserError
@@ -40,12 +41,7 @@ class PredictJob:
 
     pictures: Sequence[str]
     """Files, folders, and patterns that the shell has left alone."""
-    checkpoint: Path
-    overrides: Mapping[str, Any]
-    """{dotted key of the recipe: value} of what was given."""
-    source: str
-    num_classes: int | None
-    ema: bool | None
+    weights: AskedWeights
     class_file: Path | None
     """A name a line, in the order of the classes."""
     top: int
@@ -71,13 +67,13 @@ def run_predict_job(job: PredictJob) -> int:
     """Predict and print; the exit code, 1 if a picture could not be read."""
     _check_sheet(job.sheet)
     paths = find_pictures(job.pictures)
-    subject = read_subject(job.checkpoint, job.overrides, source=job.source, num_classes=job.num_classes, ema=job.ema)
+    subject = read_subject(job.weights)
     names = name_classes(job.class_file, subject)
     for warning in subject.weights.warnings:
-        print(f"warning: {job.checkpoint}: {warning}", file=sys.stderr)
+        print(f"warning: {job.weights.file}: {warning}", file=sys.stderr)
     captions: list[Caption] = []
     num_bad = 0
-    for found in predict(subject, paths, top=job.top, batch_size=job.batch_size, where=str(job.checkpoint)):
+    for found in predict(subject, paths, top=job.top, batch_size=job.batch_size, where=str(job.weights.file)):
         top = [(names[c], c, p) for c, p in zip(found.classes, found.probabilities, strict=True)]
         path = printable(found.path)
         num_bad += bool(found.problem)

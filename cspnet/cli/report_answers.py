@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cspnet.cli import build
 from cspnet.cli.subject import build_folded, open_val_index, read_subject
 from cspnet.cli.validate_job import run_pass
+from cspnet.cli.weight_flags import AskedWeights
 from cspnet.data.decode import UnreadableImageError, open_picture
 from cspnet.data.samples import SampleIndex
 from cspnet.evaluation.answers import gather_answers
@@ -55,7 +56,7 @@ def look(checkpoint: Path, overrides: Mapping[str, Any], console: Console) -> Lo
         CheckpointError: the file cannot be used.
     """
     world = World()
-    subject = read_subject(checkpoint, overrides, source="auto", num_classes=None, ema=None)
+    subject = read_subject(AskedWeights(checkpoint, overrides))
     recipe, device = subject.recipe, choose_device(subject.recipe.train.device)
     amp_dtype = choose_amp_dtype(recipe.train.precision, device)
     index = open_val_index(subject, checkpoint, console.warn)

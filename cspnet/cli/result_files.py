@@ -67,6 +67,7 @@ class ResultFiles:
         self.per_image, self.per_class, self.confusion = per_image, per_class, confusion
         flags = {"--json": as_json, "--results-file": timm_csv, "--per-image": per_image, "--per-class": per_class}
         forms = {flag: _starts_with(header) for flag, header in _HEADERS.items()}
+        forms["--json"] = lambda head: b'"correct1":' in head
         forms["--results-file"] = lambda head: True  # `_check_header` says more
         check_outputs({**flags, "--confusion": confusion}, forms)
         if timm_csv and timm_csv.exists():

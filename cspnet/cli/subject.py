@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cspnet.cli import build
+from cspnet.cli.weight_flags import AskedWeights
 from cspnet.data.index import find_split, open_index
 from cspnet.data.samples import SampleIndex
 from cspnet.errors import CheckpointError, DataError, UserError
@@ -49,23 +50,16 @@ class Subject:
         return self.classes or tuple(f"class {number}" for number in range(self.num_classes))
 
 
-def read_subject(
-    file: Path, overrides: Mapping[str, Any], *, source: str, num_classes: int | None, ema: bool | None
-) -> Subject:
+def read_subject(asked: AskedWeights) -> Subject:
     """Weights and recipe of a file: a checkpoint of ours, or a plain weight file whose model --model names.
 
-    Args:
-        overrides: {dotted key of the recipe: value} of what was given.
-        source: whose weight file it is; auto finds out.
-        num_classes: classes of a Darknet file; None takes 1000.
-        ema: the moving average or the raw weights; None takes the average if there is one.
     Raises:
         CheckpointError: missing, damaged, of another model, or it does not say of which.
         ModelError, RecipeError: a model or a value that cannot be.
     """
-    where = str(file)
-    content = read_weight_file(file, source)
-    which = {None: "auto", True: "ema", False: "raw"}[ema]
+    where, overrides = str(asked.file), asked.overrides
+    content = read_weight_file(asked.file, asked.source)
+    which = {None: "auto", True: "ema", False: "raw"}[asked.ema]
     about = content if describes_itself(content) else None
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if about is not None:
@@ -78,7 +72,9 @@ def read_subject(
     model = load_recipe(None, overrides, layers).recipe.model
     with torch.device("meta"):
         template = create_model(model.name, **model.options)
-    weights = match_weights(content, template, source=source, which=which, num_classes=num_classes, where=where)
+    weights = match_weights(
+        content, template, source=asked.source, which=which, num_classes=asked.num_classes, where=where
+    )
     if about is None and weights.preprocessing is not None:
         layers.append((f"{where} ({weights.layout})", build.geometry_values(weights.preprocessing)))
     resolved = load_recipe(None, overrides, layers)

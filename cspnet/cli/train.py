@@ -12,6 +12,7 @@ import cspnet
 from cspnet.cli.completion import add_completion_flag
 from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_overrides, run_door
 from cspnet.errors import EXIT_DONE, UserError, shared_errors
+from cspnet.recipe.aliases import ELSEWHERE
 from cspnet.recipe.load import field_table, format_recipe, load_recipe
 from cspnet.runtime.output import steady_output
 from cspnet.runtime.signals import StopRequest, heed_stop_signals
@@ -37,7 +38,10 @@ to set are below; --help-all has all of them. What is said in brackets is the de
 def create_parser(*, shows_all: bool = False) -> FlagParser:
     """The flags of train.py; its help is of the usual ones, or of all."""
     parser = FlagParser(
-        prog="train.py", description=_DESCRIPTION, usage="train.py [--recipe FILE] --data-path DIR [FLAG VALUE ...]"
+        prog="train.py",
+        description=_DESCRIPTION,
+        usage="train.py [--recipe FILE] --data-path DIR [FLAG VALUE ...]",
+        elsewhere=ELSEWHERE,
     )
     parser.add_argument("data", nargs="?", help="the data set's folder, as --data-path")
     door = parser.add_argument_group("run")

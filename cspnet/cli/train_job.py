@@ -88,7 +88,7 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
     with shared_errors():
         world = read_world()
         stop.speaks = world.is_main
-        console = Console(world.rank)
+        console = Console(world.rank, plain=world.launched)
     with FolderLock() as lock, join_world(world) as world:
         start = on_main(
             world, lambda: find_start(job.output_dir, job.resume, writes=job.writes, warn=console.warn, lock=lock)

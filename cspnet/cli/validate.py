@@ -10,7 +10,7 @@ from pathlib import Path
 import cspnet
 from cspnet.cli.completion import add_completion_flag
 from cspnet.cli.flags import FlagParser, run_door
-from cspnet.cli.weight_flags import add_geometry_flags, add_weight_flags, list_overrides
+from cspnet.cli.weight_flags import add_geometry_flags, add_weight_flags, read_asked
 from cspnet.errors import UserError, shared_errors
 from cspnet.runtime.output import steady_output
 
@@ -138,7 +138,6 @@ def _validate(argv: Sequence[str]) -> int:
     from cspnet.cli.validate_job import ValidateJob, run_validate_job
 
     overrides = {
-        **list_overrides(args),
         "data.root": root,
         "data.format": args.data_format,
         "data.val": args.val_split,
@@ -158,13 +157,8 @@ def _validate(argv: Sequence[str]) -> int:
             per_class=args.per_class,
             confusion=args.confusion,
         )
-    given = {key: value for key, value in overrides.items() if value is not None}
     job = ValidateJob(
-        tuple(args.checkpoint),
-        given,
-        args.source,
-        args.num_classes,
-        args.ema,
+        tuple(read_asked(args, file, overrides) for file in args.checkpoint),
         files,
         fold_bn=args.fold_bn,
         against_fp32=args.against_fp32,

@@ -17,13 +17,14 @@ from torch import nn
 from cspnet.cli import build
 from cspnet.cli.result_files import ResultFiles
 from cspnet.cli.subject import Subject, build_folded, open_val_index, read_subject
+from cspnet.cli.weight_flags import AskedWeights
 from cspnet.data.feed import BadImage, Batch
 from cspnet.data.samples import SampleIndex
 from cspnet.errors import EXIT_DONE, UserError, shared_errors
 from cspnet.evaluation.answers import Answers, Changes, compare_answers, gather_answers
 from cspnet.evaluation.metrics import EvalResult
 from cspnet.evaluation.paired import describe_pair, pair
-from cspnet.evaluation.real_labels import count_real, read_real_labels
+from cspnet.evaluation.real_labels import count_real, find_real_labels, read_real_labels
 from cspnet.evaluation.tables import AnswerTable
 from cspnet.evaluation.views import AveragedViews, RestrictedClasses
 from cspnet.models.folding import FoldedNetwork
@@ -42,15 +43,8 @@ __all__ = ["ValidateJob", "ValidationPass", "run_pass", "run_validate_job"]
 class ValidateJob:
     """A parsed command line."""
 
-    checkpoints: tuple[Path, ...]
-    overrides: Mapping[str, Any]
-    """{dotted key of the recipe: value} of what was given."""
-    source: str
-    """Whose weight file it is; auto finds out."""
-    num_classes: int | None
-    """Classes of a Darknet file; None takes 1000."""
-    ema: bool | None
-    """None takes the moving average if there is one."""
+    weights: tuple[AskedWeights, ...]
+    """One for each file, with the same overrides."""
     files: ResultFiles = field(default_factory=ResultFiles)
     """To write."""
     fold_bn: bool = True
@@ -84,8 +78,6 @@ class _Validated:
     """What came of one file."""
 
     report: dict[str, Any]
-    fingerprint: str
-    """Of the pictures."""
     is_right: np.ndarray | None
     """(N,) bool, whether the first answer to each picture is; None where nobody asked."""
 
@@ -99,48 +91,76 @@ class _Place:
     console: Console
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be validated, found out before anything is."""
+
+    subject: Subject
+    index: SampleIndex
+    amp_dtype: torch.dtype
+    wider: Recipe
+    """With the pictures that views are cut from."""
+    real_labels: Sequence[Sequence[int]] | None
+    """Of each picture, where they are asked for."""
+
+
 def run_validate_job(job: ValidateJob) -> int:
     """Validate, print, write files if asked; the exit code."""
     with shared_errors():
         world = read_world()
         console = Console(world.rank)
-        device = choose_device(job.overrides["train.device"], world.local_rank)
+        device = choose_device(job.weights[0].overrides["train.device"], world.local_rank)
         real_labels = read_real_labels(job.real_labels) if job.real_labels else None
     with join_world(world) as world:
         place = _Place(world, device, console)
-        if len(job.checkpoints) > 1:  # what is wrong with the last one is not found out behind the others
-            for file in job.checkpoints:
-                with shared_errors():
-                    subject = _read(job, file)
-                on_main(world, functools.partial(open_val_index, subject, file, console.warn))
-        found = [_validate(job, file, real_labels, place) for file in job.checkpoints]
+        plan = functools.partial(_plan, job, real_labels=real_labels, place=place)
+        if len(job.weights) > 1:
+            _check_all(job, plan)
+        found = [_validate(job, asked.file, plan(asked), place) for asked in job.weights]
         reports = [each.report for each in found]
         if len(found) > 1:
             for line in _tabulate(reports):
                 console.say(line)
         if job.compare:
-            with shared_errors():
-                _compare(found, console)
+            _compare(found, console)
         if world.is_main:
             job.files.write_json(reports[0] if len(reports) == 1 else reports)
     return EXIT_DONE
 
 
-def _read(job: ValidateJob, file: Path) -> Subject:
-    return read_subject(file, job.overrides, source=job.source, num_classes=job.num_classes, ema=job.ema)
+def _check_all(job: ValidateJob, plan: Callable[[AskedWeights], _Plan]) -> None:
+    """Find out what is wrong with the last file before the first is validated. Their weights are not kept.
+
+    Raises:
+        UserError: one cannot be validated; or they are to be compared, and their pictures are not the same.
+    """
+    fingerprints = [plan(asked).index.fingerprint for asked in job.weights]
+    for asked, fingerprint in zip(job.weights, fingerprints, strict=True):
+        if job.compare and fingerprint != fingerprints[0]:
+            with shared_errors():
+                raise UserError(f"--compare: {asked.file} is not of the pictures and labels of {job.weights[0].file}")
 
 
-def _validate(job: ValidateJob, file: Path, real_labels: Mapping[str, list[int]] | None, place: _Place) -> _Validated:
-    """Validate one file, on all processes."""
-    world, device, console = place.world, place.device, place.console
+def _plan(job: ValidateJob, asked: AskedWeights, real_labels: Mapping[str, list[int]] | None, place: _Place) -> _Plan:
+    """Read a file, and look at its pictures."""
     with shared_errors():
-        subject = _read(job, file)
-        recipe, weights = subject.recipe, subject.weights
-        amp_dtype = choose_amp_dtype(recipe.train.precision, device)
+        subject = read_subject(asked)
+        amp_dtype = choose_amp_dtype(subject.recipe.train.precision, place.device)
         if job.against_fp32 and amp_dtype is torch.float32 and not job.fold_bn:
             raise UserError("--against-fp32: float32 with nothing folded is what --no-fold-bn asks for already")
-        wider = _widen(recipe) if job.crops > 1 else recipe
-    index = on_main(world, lambda: open_val_index(subject, file, console.warn))
+        wider = _widen(subject.recipe) if job.crops > 1 else subject.recipe
+    index = on_main(place.world, lambda: open_val_index(subject, asked.file, place.console.warn))
+    with shared_errors():
+        paths = [index.path(i) for i in range(len(index))] if real_labels is not None else []
+        labels = find_real_labels(paths, real_labels) if real_labels is not None else None
+    return _Plan(subject, index, amp_dtype, wider, labels)
+
+
+def _validate(job: ValidateJob, file: Path, plan: _Plan, place: _Place) -> _Validated:
+    """Validate one file, on all processes."""
+    world, device, console = place.world, place.device, place.console
+    subject, index, amp_dtype = plan.subject, plan.index, plan.amp_dtype
+    recipe, weights = subject.recipe, subject.weights
     with shared_errors():
         loader = build.build_eval_loader(recipe, index, world, device)
         began = time.perf_counter()
@@ -183,8 +203,8 @@ def _validate(job: ValidateJob, file: Path, real_labels: Mapping[str, list[int]]
     }
     if job.flips or job.crops > 1:
         views = AveragedViews(limit(folded.model), geometry.size_px, flips=job.flips)
-        wide_loader = build.build_eval_loader(wider, index, world, device)
-        averaged = run_pass(wider, index, hurried, device, views, amp_dtype, wide_loader, lambda bad: None).result
+        wide_loader = build.build_eval_loader(plan.wider, index, world, device)
+        averaged = run_pass(plan.wider, index, hurried, device, views, amp_dtype, wide_loader, lambda bad: None).result
         text = " and ".join(["the corners and the centre"] * (job.crops > 1) + ["mirror images"] * job.flips)
         console.say(f"mean over {job.crops * (1 + job.flips)} views of a picture ({text}): {str(averaged).strip('* ')}")
         report["views"] = {**averaged.to_dict(), "crops": job.crops, "flips": job.flips}
@@ -195,21 +215,20 @@ def _validate(job: ValidateJob, file: Path, real_labels: Mapping[str, list[int]]
         console.say(_describe_changes(result, reference.result, changes))
         report["fp32"] = {**reference.result.to_dict(), **asdict(changes)}
     is_right = None
-    if job.files.wants_answers or real_labels is not None or job.compare:
+    if job.files.wants_answers or plan.real_labels is not None or job.compare:
         top, is_readable = gather_answers(found.answers, len(index), hurried)
         is_right = (top[:, 0] == index.labels) & is_readable
-        with shared_errors():
-            if real_labels is not None:
-                real = count_real(top[:, 0], is_readable, [index.path(i) for i in range(len(index))], real_labels)
-                console.say(f"ReaL: Acc@1 {real.acc1:.3f} of the {real.num_labelled:,} pictures that have labels")
-                report["real"] = {**asdict(real), "acc1": real.acc1}
+        if plan.real_labels is not None:
+            real = count_real(top[:, 0], is_readable, plan.real_labels)
+            console.say(f"ReaL: Acc@1 {real.acc1:.3f} of the {real.num_labelled:,} pictures that have labels")
+            report["real"] = {**asdict(real), "acc1": real.acc1}
         if world.is_main:
             names = subject.classes or index.classes or subject.names()
             job.files.write_answers(AnswerTable(top, index.labels, is_readable, names), index)
     if world.is_main:
         num_params = sum(p.numel() for p in model.parameters())
         job.files.append_timms(recipe.model.name, result, num_params, geometry)
-    return _Validated(report, index.fingerprint, is_right)
+    return _Validated(report, is_right)
 
 
 def _widen(recipe: Recipe) -> Recipe:
@@ -248,19 +267,12 @@ def _tabulate(reports: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _compare(found: Sequence[_Validated], console: Console) -> None:
-    """Test each other file against the first one, into its report too.
-
-    Raises:
-        UserError: they were validated on other pictures.
-    """
+    """Test each other file against the first one, into its report too."""
     first = found[0]
     for other in found[1:]:
-        name, base = other.report["checkpoint"], first.report["checkpoint"]
-        if other.fingerprint != first.fingerprint:
-            raise UserError(f"--compare: {name} and {base} were not validated on the same pictures and labels")
         assert first.is_right is not None and other.is_right is not None  # as they are to be compared
         test = pair(dict(enumerate(first.is_right.tolist())), dict(enumerate(other.is_right.tolist())))
-        console.say(f"{name} against {base}: {describe_pair(test)}")
+        console.say(f"{other.report['checkpoint']} against {first.report['checkpoint']}: {describe_pair(test)}")
         other.report["against_first"] = {**asdict(test), "difference": test.difference, "p_value": test.p_value}
 
 

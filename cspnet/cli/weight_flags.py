@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cspnet.cli.flags import join_tokens
 
-__all__ = ["add_geometry_flags", "add_weight_flags", "list_overrides"]
+__all__ = ["AskedWeights", "add_geometry_flags", "add_weight_flags", "read_asked"]
+
+
+@dataclass(frozen=True)
+class AskedWeights:
+    """Which weights a command is about, as its flags say."""
+
+    file: Path
+    """A checkpoint, or somebody's weight file."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """{dotted key of the recipe: value} of what was given."""
+    source: str = "auto"
+    """Whose weight file it is; auto finds out."""
+    num_classes: int | None = None
+    """Classes of a Darknet file; None takes 1000."""
+    ema: bool | None = None
+    """The moving average or the raw weights; None takes the average if there is one."""
 
 
 def add_weight_flags(what: argparse._ArgumentGroup, *, several: bool = False) -> None:
@@ -53,7 +71,7 @@ def add_geometry_flags(data: argparse._ArgumentGroup) -> None:
     data.add_argument("--exif", choices=("apply", "ignore"), help="EXIF orientation [as in training]")
 
 
-def list_overrides(args: argparse.Namespace) -> dict[str, Any]:
+def _list_overrides(args: argparse.Namespace) -> dict[str, Any]:
     """{dotted key of the recipe: value} of these flags, None for what was not given."""
     return {
         "model.name": args.model,
@@ -65,3 +83,14 @@ def list_overrides(args: argparse.Namespace) -> dict[str, Any]:
         "data.std": args.std and join_tokens(args.std),
         "data.exif": args.exif,
     }
+
+
+def read_asked(args: argparse.Namespace, file: Path, more: Mapping[str, Any] | None = None) -> AskedWeights:
+    """What the flags ask for, of one of the files.
+
+    Args:
+        more: {dotted key of the recipe: value} of other flags, None for what was not given.
+    """
+    values = {**_list_overrides(args), **(more or {})}
+    given = {key: value for key, value in values.items() if value is not None}
+    return AskedWeights(file, given, args.source, args.num_classes, args.ema)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cspnet.errors import DataError
 from cspnet.evaluation.metrics import EvalResult, count_hits, rank_classes
+from cspnet.models.modes import evaluating
 from cspnet.runtime.distributed import World, gather_objects, sum_over_ranks
 
 __all__ = ["evaluate"]
@@ -48,26 +49,24 @@ def evaluate(
     Raises:
         DataError: another number of pictures was seen than the split has.
     """
-    was_training = model.training
-    model.eval()
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # correct1, correct5, seen, unreadable
     loss_sum = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     bad: list[Any] = []
-    for i, (images, targets, _, unreadable) in enumerate(batches):
-        if i < common_batches:
-            between()
-        bad += unreadable
-        targets = targets.to(device, non_blocking=True)
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32):
-            logits = model(prepare(images))
-        logits = logits.float()
-        top = rank_classes(logits)
-        counts[:2] += count_hits(top, targets)
-        note(top, targets)
-        counts[2] += len(targets)
-        counts[3] += (targets < 0).sum()
-        loss_sum += F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
-    model.train(was_training)
+    with evaluating(model):
+        for i, (images, targets, _, unreadable) in enumerate(batches):
+            if i < common_batches:
+                between()
+            bad += unreadable
+            targets = targets.to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32):
+                logits = model(prepare(images))
+            logits = logits.float()
+            top = rank_classes(logits)
+            counts[:2] += count_hits(top, targets)
+            note(top, targets)
+            counts[2] += len(targets)
+            counts[3] += (targets < 0).sum()
+            loss_sum += F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
     sum_over_ranks(world, counts)
     sum_over_ranks(world, loss_sum)
     correct1, correct5, seen, num_unreadable = counts.tolist()  # host sync: once, at the end

@@ -16,7 +16,7 @@ import numpy as np
 
 from cspnet.errors import DataError
 
-__all__ = ["RealResult", "count_real", "read_real_labels"]
+__all__ = ["RealResult", "count_real", "find_real_labels", "read_real_labels"]
 
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 
@@ -57,26 +57,34 @@ def _is_label_list(labels: object) -> bool:
     return isinstance(labels, list) and all(type(label) is int and label >= 0 for label in labels)
 
 
-def count_real(
-    top1: np.ndarray, is_readable: np.ndarray, paths: Sequence[str], labels: Mapping[str, Sequence[int]]
-) -> RealResult:
-    """How many first answers are among the labels.
+def find_real_labels(paths: Sequence[str], labels: Mapping[str, Sequence[int]]) -> list[Sequence[int]]:
+    """The labels of each picture.
 
     Args:
-        top1: (N,) int64 first answers.
-        is_readable: (N,) bool; a picture that could not be read is wrong.
         paths: of the pictures.
         labels: {file name: classes}.
     Raises:
         DataError: a picture is not among them; the message names it.
     """
-    correct1 = num_labelled = 0
-    for answer, was_read, path in zip(top1.tolist(), is_readable.tolist(), paths, strict=True):
+    found = []
+    for path in paths:
         name = path.replace("\\", "/").rsplit("/", 1)[-1]
         if (number := _NUMBER.search(name)) is not None:
             name = f"ILSVRC2012_val_{number[1]}.JPEG"  # whatever its ending is here
         if name not in labels:
             raise DataError(f"{path}: is not among the labels")
-        num_labelled += bool(labels[name])
-        correct1 += was_read and answer in labels[name]
-    return RealResult(correct1, num_labelled)
+        found.append(labels[name])
+    return found
+
+
+def count_real(top1: np.ndarray, is_readable: np.ndarray, labels: Sequence[Sequence[int]]) -> RealResult:
+    """How many first answers are among the labels.
+
+    Args:
+        top1: (N,) int64 first answers.
+        is_readable: (N,) bool; a picture that could not be read is wrong.
+        labels: of each picture.
+    """
+    answers = zip(top1.tolist(), is_readable.tolist(), labels, strict=True)
+    correct1 = sum(was_read and answer in right for answer, was_read, right in answers)
+    return RealResult(correct1, sum(map(bool, labels)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -33,14 +35,12 @@ class AveragedViews(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float, H and W of size_px or more -> (N, K) float32 logarithms of the mean probabilities."""
-        total = torch.zeros((), device=images.device)
-        views = 0
+        logs = []  # of probabilities, which may be too small for a float32 themselves
         for top, left in self._corners(images):
             view = images[:, :, top : top + self.size_px, left : left + self.size_px]
             for seen in (view, view.flip(3)) if self.flips else (view,):
-                total = total + self.model(seen).float().softmax(1)
-                views += 1
-        return (total / views).log()
+                logs.append(self.model(seen).float().log_softmax(1))
+        return torch.logsumexp(torch.stack(logs), 0) - math.log(len(logs))
 
 
 class RestrictedClasses(nn.Module):

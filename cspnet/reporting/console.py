@@ -36,6 +36,10 @@ def open_bar(total: int, what: str, unit: str) -> tqdm[Any]:
     return _Bar(total=total, desc=what, unit=unit, leave=False, disable=not sys.stderr.isatty())
 
 
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
 def _is_terminal() -> bool:
     """Whether stderr is a terminal, of some size: in one of none, as a container may have, tqdm draws nothing."""
     try:
@@ -47,8 +51,10 @@ def _is_terminal() -> bool:
 class Console:
     """The terminal or log of a run. All processes but the first (rank 0) keep quiet, except in `warn_own`."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, *, plain: bool = False) -> None:
+        """`plain`: lines even on a terminal, which torchrun's processes share with torchrun."""
         self.active = rank == 0
+        self._draws = not plain
         self.prefix = f"[rank {rank}] " if rank else ""
         self.bar: tqdm[Any] | None = None
         self._file: Path | None = None
@@ -62,7 +68,7 @@ class Console:
 
     def keep(self, text: str) -> None:
         """A line for the file alone; as long as there is none it waits."""
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n"
+        line = f"{_now()} {printable(text)}\n"
         if self._file is None:
             self._early.append(line)
         else:
@@ -96,7 +102,7 @@ class Console:
 
     def start_epoch(self, epoch: int, epochs: int, steps_done: int, steps: int) -> None:
         """Open the bar of an epoch, on a terminal."""
-        if self.active and _is_terminal():
+        if self.active and self._draws and _is_terminal():
             self.bar = tqdm(
                 total=steps,
                 initial=steps_done,
@@ -124,7 +130,7 @@ class Console:
         if self.bar is not None:  # on a narrow terminal the end is cut off
             self.bar.set_postfix_str(f"{loss}  {lr}  {speed}  {eta}  {acc1}{mfu}")
         else:
-            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+            print(f"{_now()} {line}", flush=True)
 
     def end_epoch(self) -> None:
         """Close the bar."""

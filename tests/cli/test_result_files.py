@@ -14,6 +14,7 @@ from cspnet.cli.predict_job import predict
 from cspnet.cli.subject import read_subject
 from cspnet.cli.train import main as train
 from cspnet.cli.validate import main as validate
+from cspnet.cli.weight_flags import AskedWeights
 
 TIMM_COLUMNS = ["model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation"]
 
@@ -54,7 +55,7 @@ def test_every_file(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest
     paths = sorted(map(str, (data / "val").rglob("*.jpg")))
     assert [row["picture"] for row in pictures] == paths
     assert [row["class"] for row in pictures] == [Path(path).parent.name for path in paths]
-    subject = read_subject(checkpoint, {"train.device": "cpu"}, source="auto", num_classes=None, ema=None)
+    subject = read_subject(AskedWeights(checkpoint, {"train.device": "cpu"}))
     for row, other in zip(pictures, predict(subject, paths, top=4, batch_size=3), strict=True):
         answers = [row[f"top{place}"] for place in range(1, 5)]
         assert answers == ([f"class_{c}" for c in other.classes] if not other.problem else [""] * 4)

@@ -16,6 +16,7 @@ from torchvision.transforms import functional as tv
 
 import cspnet
 from cspnet.cli.validate import main
+from cspnet.evaluation.views import AveragedViews
 from tests.conftest import draw_tree
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -163,6 +164,15 @@ def test_several_files_are_compared(weights: list[Path], pictures: Path, capsys:
     assert f"p = {test['p_value']:.3g}" in out[-1]
 
 
+def test_a_view_that_is_sure_of_something_else_leaves_a_finite_loss() -> None:
+    class Sure(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[400.0, 0.0]]).expand(len(images), 2)
+
+    logs = AveragedViews(Sure(), 8, flips=True)(torch.zeros(3, 3, 8, 8))
+    torch.testing.assert_close(logs, torch.tensor([[0.0, -400.0]]).expand(3, 2))
+
+
 def test_the_data_may_stand_behind_the_checkpoints(weights: list[Path], pictures: Path) -> None:
     assert validate(*GEOMETRY, "--json", "out.json", "--weights", *weights, pictures) == 0
     assert len(json.loads(Path("out.json").read_text())) == 2
@@ -187,8 +197,10 @@ def test_wrong_things_end_in_one_line(
     Path("others.json").write_text("[[1], [2]]")
     flags, part = WRONG[name]
     assert validate(*GEOMETRY, "--weights", weights[0], "--data-path", pictures, *flags) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
     assert part in line
+    assert "Acc@1" not in said.out, "it was found out behind a validation"
 
 
 def test_tables_are_of_one_file(weights: list[Path], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from cspnet.cli.export_job import ExportJob, run_export_job
 from cspnet.cli.predict_job import predict
 from cspnet.cli.subject import read_subject
 from cspnet.cli.train import main as train
+from cspnet.cli.weight_flags import AskedWeights
 from cspnet.data.decode import open_picture
 from cspnet.data.transforms import EvalTransform
 from cspnet.errors import UserError
@@ -113,7 +114,7 @@ def test_the_readmes_example_runs_alone(export: Run, checkpoint: Path, jpeg: Pat
     out = json.loads((folder / "out.json").read_text())
     expected = answer(checkpoint, jpeg)
     np.testing.assert_allclose(out["logits"], expected, rtol=0, atol=1e-3)
-    subject = read_subject(checkpoint, {"train.device": "cpu"}, source="auto", num_classes=None, ema=None)
+    subject = read_subject(AskedWeights(checkpoint, {"train.device": "cpu"}))
     (seen,) = predict(subject, [str(jpeg)], top=4, batch_size=1)
     assert out["classes"] == list(subject.classes) == [f"class_{i}" for i in range(4)]
     assert alone.stdout == f"class_{seen.classes[0]}\n" == f"class_{np.argmax(expected)}\n"
@@ -190,7 +191,7 @@ def test_safetensors_go_on(export: Run, checkpoint: Path, tmp_path: Path) -> Non
         state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     assert state.keys() == content["state_dict_ema"].keys()
     assert all(state[key].equal(value) for key, value in content["state_dict_ema"].items())
-    subject = read_subject(out, {}, source="auto", num_classes=None, ema=None)
+    subject = read_subject(AskedWeights(out))
     assert subject.recipe.optim.lr == 0.01
     assert (subject.recipe.data.val_px, subject.recipe.data.crop_ratio, subject.recipe.data.root) == (32, 0.8, None)
     assert subject.classes == tuple(content["classes"])
@@ -299,8 +300,8 @@ def test_without_onnx(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monk
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     job = ExportJob(
-        **{"out": tmp_path / "a.onnx", "format": "onnx", "checkpoint": checkpoint, "overrides": {}, "source": "auto"},
-        **{"num_classes": None, "ema": None, "class_file": None, "opset": None, "softmax": False},
+        **{"out": tmp_path / "a.onnx", "format": "onnx", "weights": AskedWeights(checkpoint)},
+        **{"class_file": None, "opset": None, "softmax": False},
         **{"input_kind": "float32", "fold_bn": True, "license": "", "force": False},
     )
     with pytest.raises(UserError, match=r"needs .*onnxscript: pip install .*onnxscript$"):

@@ -23,7 +23,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import cspnet
-from cspnet.cli.report_job import ReportJob, find_best, run_report_job
+from cspnet.cli.report_job import ReportJob, run_report_job
+from cspnet.cli.report_records import find_best
 from cspnet.cli.train import main as train
 from cspnet.cli.validate import main as validate
 from cspnet.recipe.load import load_recipe

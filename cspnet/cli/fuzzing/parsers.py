@@ -18,6 +18,7 @@ from cspnet.cli.resume import check_checkpoint, restore
 from cspnet.cli.run_folder import Start
 from cspnet.cli.train import create_parser
 from cspnet.cli.validate_job import ValidateJob, run_validate_job
+from cspnet.cli.weight_flags import AskedWeights
 from cspnet.data.decode import UnreadableImageError, open_picture
 from cspnet.data.index import open_index
 from cspnet.data.inspection import inspect_picture
@@ -149,7 +150,7 @@ def _validate(path: Path) -> None:
     """As a file is validated, up to the data set, which is not there."""
     overrides = {"data.root": str(path.parent / "none"), "train.device": "cpu", "data.workers": 0}
     try:
-        run_validate_job(ValidateJob((path,), overrides, "auto", None, None))
+        run_validate_job(ValidateJob((AskedWeights(path, overrides),)))
     except UserError as error:
         if "no such folder" not in str(error):
             raise
