@@ -74,8 +74,12 @@ def plan_rows(
         if as_asked.amp_dtype is not trial.amp_dtype:  # else it is the row above
             rows[f"ours, {precision}"] = functools.partial(OurUpdates, recipe, as_asked)
     if with_compile:
-        compiled = recipe_of(name, size_px, trial.batch_size, {"train.compile": True})
-        rows["ours, compile"] = functools.partial(OurUpdates, compiled, trial)
+        modes = ["default", "max-autotune"] if trial.device.type == "cuda" else ["default"]  # CUDA graphs are in it
+        for mode in modes:
+            flags = {"train.compile": True, "train.compile_mode": mode}
+            compiled = recipe_of(name, size_px, trial.batch_size, flags)
+            row = "ours, compile" + f" {mode}" * (mode != "default")
+            rows[row] = functools.partial(OurUpdates, compiled, trial)
     return rows
 
 

@@ -4,7 +4,7 @@
 #   bash scripts/gpu_check.sh --data DIR         # and on the JPEGs of DIR, as train.py takes it
 #   bash scripts/gpu_check.sh --list             # what would be run
 # The outputs go into gpu_check/ (--out OTHER). PYTHON names an interpreter that has the packages; without it .venv is made
-# and used. MODELS, SIZE, BATCH and REPEATS change what is measured.
+# and used. MODELS, SIZE, BATCH, SWEEP and REPEATS change what is measured.
 set -uo pipefail
 data="" out=gpu_check lists=""
 while [ $# -gt 0 ]; do
@@ -31,6 +31,7 @@ train|scripts/benchmark_train.py $models $common
 loop|scripts/benchmark_train.py $first $common --loop-overhead
 cross_stage|scripts/benchmark_cross_stage.py $models $common
 tune|scripts/tune.py $first $common --compile
+sweep|scripts/tune.py $first $common --sweep ${SWEEP:-32 64 128 256 512}
 safety|scripts/benchmark_safety.py --model $first $common
 deterministic|scripts/benchmark_deterministic.py $first $common
 scaling|scripts/benchmark_scaling.py $first $common"

@@ -4,10 +4,14 @@
     python3 scripts/tune.py cspresnet50 --batch-size 64
     python3 scripts/tune.py cspdarknet53 --size 256 --repeats 9 --json t.json
     python3 scripts/tune.py cspresnet50 --compile                             # and each of them compiled: minutes more
+    python3 scripts/tune.py cspresnet50 --sweep 8 16 32 64 128                # batch sizes instead
 
 The combinations take turns on one batch of random pictures, with train.py's step; the first round warms up. A row:
 images per second, and against the fastest in the same round. What train.py takes by itself (`auto`) is said to be as
 good as the fastest if it was at least as fast in one of the rounds.
+
+With --sweep, batch sizes take turns instead, with train.py's other settings; and `--batch-size auto` looks among them
+for the one it would train with, as it does at the start of a run, which the table then judges.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 AXES: dict[str, tuple[Any, ...]] = {
     "train.compile": (False, True),
+    "train.compile_mode": ("default", "max-autotune"),
     "train.channels_last": (True, False),
     "train.precision": ("fp32", "bf16", "fp16"),
 }
@@ -38,12 +43,16 @@ Values = Mapping[str, Any]
 
 
 def list_combinations(device: torch.device, *, compiles: bool) -> list[dict[str, Any]]:
-    """All of them, but for fp16 away from a GPU, which has no scaler for it, and for what is compiled unless asked."""
+    """All of them that there are: fp16 has a scaler on a GPU only, max-autotune pays with CUDA graphs; and nothing is
+    compiled unless asked."""
     every = [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
+    on_gpu = device.type == "cuda"
     return [
         values
         for values in every
-        if (values["train.precision"] != "fp16" or device.type == "cuda") and (compiles or not values["train.compile"])
+        if (values["train.precision"] != "fp16" or on_gpu)
+        and (compiles or not values["train.compile"])
+        and (values["train.compile_mode"] == "default" or (on_gpu and values["train.compile"]))
     ]
 
 
@@ -85,6 +94,50 @@ def measure(
     return {"images_per_s": rates, "auto": to_flags(default_combination(device)), "trial": trial.size}
 
 
+def sweep(name: str, size_px: int, sizes: list[int], steps: int, repeats: int, device: torch.device) -> dict[str, Any]:
+    """{batch size: images per second in each round}, and the one that `--batch-size auto` takes of them."""
+    from cspnet.cli.batch_size import choose_size, try_sizes
+    from cspnet.cli.build_run import Place
+    from cspnet.cli.measure_speed import NUM_CLASSES, Trial, take_turns
+    from cspnet.cli.measure_training import OurUpdates, recipe_of
+    from cspnet.cli.trial import Trial as TriedRun
+    from cspnet.reporting.console import Console
+    from cspnet.runtime.distributed import World
+    from cspnet.runtime.memory import free_memory, told_shortage
+
+    values = default_combination(device)
+    trials = {size: Trial(device, values["train.precision"], size, steps, repeats) for size in sizes}
+    with told_shortage(device, f"with --sweep up to {sizes[-1]}, all sizes side by side", "use less"):
+        recipe = recipe_of(name, size_px, sizes[0], values)
+        place = Place(World(), device, trials[sizes[0]].amp_dtype, Console(rank=1))
+        tried = try_sizes(TriedRun(recipe, NUM_CLASSES, place), sizes)
+        if not tried:
+            raise UserError(f"--sweep: not even {sizes[0]} pictures fit; use less")
+        free_memory(device)
+        work = {
+            str(size): OurUpdates(recipe_of(name, size_px, size, values), trial).time_training
+            for size, trial in trials.items()
+        }
+        rates = take_turns(work, repeats)
+    size = trials[sizes[0]].size.replace(f"batch {sizes[0]}, ", "")
+    return {"images_per_s": rates, "auto": str(choose_size(tried)), "tried": tried, "trial": size}
+
+
+def sweep_lines(found: dict[str, Any]) -> list[str]:
+    """The table, the smallest size first, and what `auto` is worth."""
+    from cspnet.cli.benchmark_report import ratios, spread
+
+    rates, auto = found["images_per_s"], found["auto"]
+    best = max(rates, key=lambda size: statistics.median(rates[size]))
+    lines = ["| batch size | images/s | of the fastest |", "|---|---|---|"]
+    for size, each in rates.items():
+        mark = " (auto)" * (size == auto)
+        lines.append(f"| {size}{mark} | {spread(each, 2)} | {spread(ratios(each, rates[best]), 3)} |")
+    tried = ", ".join(f"{size}: {rate:.3g}" for size, rate in found["tried"].items())
+    verdict = f"--batch-size auto takes {auto} ({tried}): {spread(ratios(rates[auto], rates[best]), 3)} of the fastest"
+    return [*lines, "", verdict]
+
+
 def table_lines(found: dict[str, Any]) -> list[str]:
     """The table, the fastest first, and what follows from it."""
     from cspnet.cli.benchmark_report import ratios, spread
@@ -116,6 +169,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds measured [%(default)s]")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:<n> [%(default)s]")
     parser.add_argument("--compile", action="store_true", help="try all of them compiled as well")
+    parser.add_argument("--sweep", type=int, nargs="+", metavar="N", help="measure these batch sizes instead")
     parser.add_argument("--json", type=non_empty_path, metavar="FILE", help="write all figures there")
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write what is printed there as well")
     args = parser.parse_all(sys.argv[1:])
@@ -130,11 +184,17 @@ def main() -> int:
     device = choose_device(args.device)
     if device.type == "mps":
         raise UserError("--device mps: is not tuned for; use cpu or cuda")
-    how = (args.model, args.size, args.batch_size, args.steps, args.repeats, device)
-    found = measure(*how, compiles=args.compile)
+    if args.sweep is not None:
+        check_bounds([("sweep", size, 1, 10**6) for size in args.sweep])
+        if args.compile:
+            raise UserError("--sweep and --compile: one at a time")
+        found = sweep(args.model, args.size, sorted(set(args.sweep)), args.steps, args.repeats, device)
+    else:
+        how = (args.model, args.size, args.batch_size, args.steps, args.repeats, device)
+        found = measure(*how, compiles=args.compile)
     report = {"machine": describe_machine(("torch",)), "model": args.model, "size_px": args.size, **found}
     head = [report["machine"], f"{args.model}, {args.size} px, {found['trial']}; median (lowest to highest)", ""]
-    text = "\n".join([*head, *table_lines(found)]) + "\n"
+    text = "\n".join([*head, *(sweep_lines if args.sweep else table_lines)(found)]) + "\n"
     print(text, end="")
     write_report(report, text, args.json, args.markdown)
     return EXIT_DONE

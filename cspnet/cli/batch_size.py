@@ -15,7 +15,7 @@ from cspnet.recipe.schema import Recipe
 from cspnet.runtime.distributed import gather_objects
 from cspnet.runtime.memory import describe_memory, find_largest
 
-__all__ = ["choose_size", "list_sizes", "measure_sizes", "settle_batch_size"]
+__all__ = ["choose_size", "list_sizes", "measure_sizes", "settle_batch_size", "try_sizes"]
 
 SMALLEST = 8
 """BatchNorm's statistics are poor below it."""
@@ -92,22 +92,26 @@ def measure_sizes(sizes: list[int], attempt: Callable[[int], float]) -> Iterator
         best = max(best, rate)
 
 
-def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int:
-    place.console.say(f"batch size: trying {sizes[0]} to {sizes[-1]} (train.batch_size auto) ...")
-    trial = Trial(recipe, splits.num_classes, place)
+def try_sizes(trial: Trial, sizes: list[int]) -> dict[int, float]:
+    """Images per second of the slowest process at each size, from the smallest on, as far as that pays and fits."""
+    world, device = trial.place.world, trial.place.device
 
     def attempt(size: int) -> float:
-        """Images per second of the slowest process, 0 if one has no room."""
         own = 0.0
 
         def train(size: int) -> None:
             nonlocal own
             own = size / trial.time_step(size)
 
-        fits = find_largest([size], train, place.device) is not None
-        return min(gather_objects(place.world, own if fits else 0.0))
+        fits = find_largest([size], train, device) is not None
+        return min(gather_objects(world, own if fits else 0.0))
 
-    rates = dict(measure_sizes(sizes, attempt))
+    return dict(measure_sizes(sizes, attempt))
+
+
+def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int:
+    place.console.say(f"batch size: trying {sizes[0]} to {sizes[-1]} (train.batch_size auto) ...")
+    rates = try_sizes(Trial(recipe, splits.num_classes, place), sizes)
     if not rates:
         raise DeviceError(
             f"train.batch_size: not even {sizes[0]} pictures fit on {describe_memory(place.device)}: use a smaller "

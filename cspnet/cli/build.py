@@ -301,11 +301,13 @@ def _check_input(recipe: Recipe, model: nn.Module, device: torch.device) -> None
         model.train()
 
 
-def build_network(model: nn.Module, world: World, device: torch.device, *, compiled: bool = False) -> nn.Module:
+def build_network(
+    model: nn.Module, world: World, device: torch.device, *, compile_mode: str | None = None
+) -> nn.Module:
     """The view of the model that is trained: itself, or data parallel (one gradient exchange a step, rank 0's buffers
-    for all), and compiled or not. The weights are the model's own."""
+    for all), and compiled in that mode or not at all. The weights are the model's own."""
     if world.size == 1:
-        return cast(nn.Module, torch.compile(model)) if compiled else model
+        return cast(nn.Module, torch.compile(model, mode=compile_mode)) if compile_mode is not None else model
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.process_group = world.group  # nccl wants all that goes on at the same time in one group
@@ -315,8 +317,8 @@ def build_network(model: nn.Module, world: World, device: torch.device, *, compi
         process_group=world.group,
         gradient_as_bucket_view=True,
     )
-    if compiled:
-        network.compile()  # in place: it stays DDP, which the step asks to keep quiet
+    if compile_mode is not None:
+        network.compile(mode=compile_mode)  # in place: it stays DDP, which the step asks to keep quiet
     return network
 
 

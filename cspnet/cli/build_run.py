@@ -109,7 +109,9 @@ def build_run(
             meter.trace = build_trace(folder, device, profile_steps, steps_left, place.console)
     return Run(
         state=state,
-        network=build.build_network(state.model, world, device, compiled=place.compiles),
+        network=build.build_network(
+            state.model, world, device, compile_mode=recipe.train.compile_mode if place.compiles else None
+        ),
         recipe=recipe,
         num_classes=splits.num_classes,
         loader=loader,

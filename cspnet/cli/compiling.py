@@ -36,8 +36,10 @@ def settle_compile(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Pla
 
 def _try(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Place) -> str:
     """Why a compiled step fails, in a line; empty if it does not, or if that is for the run's own step to tell."""
+    # CUDA graphs are recorded in the second step, and played in the third.
+    steps = 3 if recipe.train.compile_mode in ("reduce-overhead", "max-autotune") else 1
     try:
-        Trial(recipe, num_classes, place, compiled=True).train(plan.batch_size, plan.accumulate, steps=1)
+        Trial(recipe, num_classes, place, compiled=True).train(plan.batch_size, plan.accumulate, steps)
     except Exception as error:  # a compiler's errors have no kind of their own
         if is_out_of_memory(error) or isinstance(error, UserError):
             return ""

@@ -100,7 +100,8 @@ class Subject(Contender):
     def __init__(self, recipe: Recipe, trial: Trial) -> None:
         self.trial, self.recipe = trial, recipe
         self.model = build_model(recipe, NUM_CLASSES, trial.device)
-        self.network = build_network(self.model, World(), trial.device, compiled=recipe.train.compile)
+        mode = recipe.train.compile_mode if recipe.train.compile else None
+        self.network = build_network(self.model, World(), trial.device, compile_mode=mode)
         self.state: TrainState = build_state(recipe, self.model, World(), trial.device, trial.amp_dtype)
         images, self.labels = draw_batch(trial, recipe.data.train_px)
         layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format

@@ -40,7 +40,8 @@ class Trial:
         state = build.build_state(recipe, model, place.world, device, place.amp_dtype)
         # A scaler passes over the first steps, and the optimizer's memory would come later than the trial.
         self.state = replace(state, scaler=torch.amp.GradScaler(device.type, enabled=False))
-        self.network = build.build_network(model, World(), device, compiled=compiled)
+        mode = recipe.train.compile_mode if compiled else None
+        self.network = build.build_network(model, World(), device, compile_mode=mode)
         self.recipe, self.num_classes, self.place = recipe, num_classes, place
         self.prepare = build.build_normalizer(recipe, device)
         self.erase = Eraser(recipe.augment, device)

@@ -156,24 +156,87 @@ def _plan(job: ValidateJob, asked: AskedWeights, real_labels: Mapping[str, list[
     return _Plan(subject, index, amp_dtype, wider, labels)
 
 
+@dataclass(frozen=True)
+class _Network:
+    """A file's network, ready for any number of passes over the pictures of its plan."""
+
+    plan: _Plan
+    world: World
+    """Hurried: no exchange waits longer than the recipe says."""
+    device: torch.device
+    plain: nn.Module
+    folded: FoldedNetwork
+    limit: Callable[[nn.Module], nn.Module]
+    """What restricts a network to the classes of the split, if that is asked for."""
+
+    def run(
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        amp_dtype: torch.dtype | None = None,
+        report_bad: Callable[[list[BadImage]], None] = lambda bad: None,
+    ) -> ValidationPass:
+        """Validate it, or what was made of it; in the precision of the plan, unless another one is given."""
+        plan = self.plan
+        amp_dtype = plan.amp_dtype if amp_dtype is None else amp_dtype
+        return run_pass(plan.subject.recipe, plan.index, self.world, self.device, model, amp_dtype, batches, report_bad)
+
+
 def _validate(job: ValidateJob, file: Path, plan: _Plan, place: _Place) -> _Validated:
     """Validate one file, on all processes."""
-    world, device, console = place.world, place.device, place.console
-    subject, index, amp_dtype = plan.subject, plan.index, plan.amp_dtype
-    recipe, weights = subject.recipe, subject.weights
+    console, subject, index = place.console, plan.subject, plan.index
     with shared_errors():
-        loader = build.build_eval_loader(recipe, index, world, device)
+        loader = build.build_eval_loader(subject.recipe, index, place.world, place.device)
         began = time.perf_counter()
         batches = iter(loader)  # the processes start here, and read ahead while the network is built
-        model = build.build_model(recipe, subject.num_classes, device)
-        load_state_dict(model, weights.state, where=str(file))
-        folded = build_folded(recipe, model, device) if job.fold_bn else FoldedNetwork(model, 0, 0)
-    geometry = build.build_geometry(recipe.data)
+        network = _build_network(job, file, plan, place)
+    log = BadImageLog(None, console)
+    fast = network.limit(network.folded.model)
+    found = network.run(fast, batches, report_bad=lambda bad: log.add(bad, "counted as wrong"))
+    result, seconds = found.result, time.perf_counter() - began
+    if result.num_unreadable:
+        console.warn(f"{result.num_unreadable} of {result.num_samples} pictures cannot be read; they count as wrong")
+    console.say(f"{seconds:.1f} s from the first reading on, {result.num_samples / seconds:,.1f} images/s")
+    console.say(str(result))
+    geometry = build.build_geometry(subject.recipe.data)
+    report = {
+        **result.to_dict(),
+        "model": subject.recipe.model.name,
+        "checkpoint": str(file),
+        "weights": "ema" if subject.weights.is_average else "raw",
+        "layout": subject.weights.layout,
+        "eval_cfg": asdict(geometry),
+        "precision": _name(plan.amp_dtype),
+        "num_folded": network.folded.num_folded,
+        "seconds": seconds,
+    }
+    if job.flips or job.crops > 1:
+        report["views"] = _validate_views(job, network, place)
+    if job.against_fp32:
+        report["fp32"] = _validate_in_fp32(found, network, loader, console)
+    is_right = None
+    if job.files.wants_answers or plan.real_labels is not None or job.compare:
+        is_right = _look_at_answers(job, found, network, report, place)
+    if place.world.is_main:
+        num_params = sum(p.numel() for p in network.plain.parameters())
+        job.files.append_timms(subject.recipe.model.name, result, num_params, geometry)
+    return _Validated(report, is_right)
+
+
+def _build_network(job: ValidateJob, file: Path, plan: _Plan, place: _Place) -> _Network:
+    """A file's network with its weights, told on the console."""
+    world, device, console = place.world, place.device, place.console
+    subject, index = plan.subject, plan.index
+    recipe, weights = subject.recipe, subject.weights
+    model = build.build_model(recipe, subject.num_classes, device)
+    load_state_dict(model, weights.state, where=str(file))
+    folded = build_folded(recipe, model, device) if job.fold_bn else FoldedNetwork(model, 0, 0)
     kind = "moving average" if weights.is_average else "raw weights"
+    geometry = build.build_geometry(recipe.data)
     console.say(f"{recipe.model.name}, {kind}, {len(index):,} pictures at {geometry}, {device}")
     console.say(f"geometry from {subject.geometry_source}")
     bn = f"BatchNorms folded: {folded.num_folded}, left: {folded.num_left}" if job.fold_bn else "nothing folded"
-    console.say(f"{_name(amp_dtype)}, {bn}")
+    console.say(f"{_name(plan.amp_dtype)}, {bn}")
     if folded.refusal:
         console.warn(f"BatchNorms are not folded, which is slower: {folded.refusal}")
     if index.encoding:
@@ -181,54 +244,51 @@ def _validate(job: ValidateJob, file: Path, plan: _Plan, place: _Place) -> _Vali
     for warning in weights.warnings:
         console.warn(f"{file}: {warning}")
     limit = _restriction(index, subject, device, console) if job.restrict else lambda network: network
-    hurried = hurry(world, recipe.train.timeout_s)
-    run = functools.partial(run_pass, recipe, index, hurried, device)
-    log = BadImageLog(None, console)
-    found = run(limit(folded.model), amp_dtype, batches, lambda bad: log.add(bad, "counted as wrong"))
-    result, seconds = found.result, time.perf_counter() - began
-    if result.num_unreadable:
-        console.warn(f"{result.num_unreadable} of {result.num_samples} pictures cannot be read; they count as wrong")
-    console.say(f"{seconds:.1f} s from the first reading on, {result.num_samples / seconds:,.1f} images/s")
-    console.say(str(result))
-    report = {
-        **result.to_dict(),
-        "model": recipe.model.name,
-        "checkpoint": str(file),
-        "weights": "ema" if weights.is_average else "raw",
-        "layout": weights.layout,
-        "eval_cfg": asdict(geometry),
-        "precision": _name(amp_dtype),
-        "num_folded": folded.num_folded,
-        "seconds": seconds,
-    }
-    if job.flips or job.crops > 1:
-        views = AveragedViews(limit(folded.model), geometry.size_px, flips=job.flips)
-        wide_loader = build.build_eval_loader(plan.wider, index, world, device)
-        averaged = run_pass(plan.wider, index, hurried, device, views, amp_dtype, wide_loader, lambda bad: None).result
-        text = " and ".join(["the corners and the centre"] * (job.crops > 1) + ["mirror images"] * job.flips)
-        console.say(f"mean over {job.crops * (1 + job.flips)} views of a picture ({text}): {str(averaged).strip('* ')}")
-        report["views"] = {**averaged.to_dict(), "crops": job.crops, "flips": job.flips}
-    if job.against_fp32:
-        reference = run(limit(model), torch.float32, loader, lambda bad: None)
-        changes = compare_answers(found.answers, reference.answers, hurried, device)
-        console.say(f"float32, nothing folded: {str(reference.result).strip('* ')}")
-        console.say(_describe_changes(result, reference.result, changes))
-        report["fp32"] = {**reference.result.to_dict(), **asdict(changes)}
-    is_right = None
-    if job.files.wants_answers or plan.real_labels is not None or job.compare:
-        top, is_readable = gather_answers(found.answers, len(index), hurried)
-        is_right = (top[:, 0] == index.labels) & is_readable
-        if plan.real_labels is not None:
-            real = count_real(top[:, 0], is_readable, plan.real_labels)
-            console.say(f"ReaL: Acc@1 {real.acc1:.3f} of the {real.num_labelled:,} pictures that have labels")
-            report["real"] = {**asdict(real), "acc1": real.acc1}
-        if world.is_main:
-            names = subject.classes or index.classes or subject.names()
-            job.files.write_answers(AnswerTable(top, index.labels, is_readable, names), index)
-    if world.is_main:
-        num_params = sum(p.numel() for p in model.parameters())
-        job.files.append_timms(recipe.model.name, result, num_params, geometry)
-    return _Validated(report, is_right)
+    return _Network(plan, hurry(world, recipe.train.timeout_s), device, model, folded, limit)
+
+
+def _validate_views(job: ValidateJob, network: _Network, place: _Place) -> dict[str, Any]:
+    """Validate once more, with the mean over views of each picture; what to report of it."""
+    plan = network.plan
+    size_px = build.build_geometry(plan.subject.recipe.data).size_px
+    views = AveragedViews(network.limit(network.folded.model), size_px, flips=job.flips)
+    loader = build.build_eval_loader(plan.wider, plan.index, place.world, place.device)
+    averaged = network.run(views, loader).result
+    text = " and ".join(["the corners and the centre"] * (job.crops > 1) + ["mirror images"] * job.flips)
+    count = job.crops * (1 + job.flips)
+    place.console.say(f"mean over {count} views of a picture ({text}): {str(averaged).strip('* ')}")
+    return {**averaged.to_dict(), "crops": job.crops, "flips": job.flips}
+
+
+def _validate_in_fp32(
+    found: ValidationPass, network: _Network, batches: Iterable[Batch], console: Console
+) -> dict[str, Any]:
+    """Validate once more in float32 with nothing folded, and tell the difference; what to report of it."""
+    reference = network.run(network.limit(network.plain), batches, torch.float32)
+    changes = compare_answers(found.answers, reference.answers, network.world, network.device)
+    console.say(f"float32, nothing folded: {str(reference.result).strip('* ')}")
+    console.say(_describe_changes(found.result, reference.result, changes))
+    return {**reference.result.to_dict(), **asdict(changes)}
+
+
+def _look_at_answers(
+    job: ValidateJob, found: ValidationPass, network: _Network, report: dict[str, Any], place: _Place
+) -> np.ndarray:
+    """Hold the answers against ReaL's labels, into the report, and write them, where that is asked for.
+
+    Returns:
+        (N,) bool, whether the first answer to each picture is right.
+    """
+    plan, index = network.plan, network.plan.index
+    top, is_readable = gather_answers(found.answers, len(index), network.world)
+    if plan.real_labels is not None:
+        real = count_real(top[:, 0], is_readable, plan.real_labels)
+        place.console.say(f"ReaL: Acc@1 {real.acc1:.3f} of the {real.num_labelled:,} pictures that have labels")
+        report["real"] = {**asdict(real), "acc1": real.acc1}
+    if place.world.is_main:
+        names = plan.subject.classes or index.classes or plan.subject.names()
+        job.files.write_answers(AnswerTable(top, index.labels, is_readable, names), index)
+    return (top[:, 0] == index.labels) & is_readable
 
 
 def _widen(recipe: Recipe) -> Recipe:

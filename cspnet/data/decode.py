@@ -255,6 +255,9 @@ def resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Ima
     return image if image.size == size else image.resize(size, _FILTERS[interpolation])
 
 
-def pad(image: Image.Image, border_px: int) -> Image.Image:
-    """The picture with a black border."""
+def pad(image: Image.Image, border_px: int, border: Literal["black", "reflect"] = "black") -> Image.Image:
+    """The picture with a border: black, or itself mirrored at its edges, whose own pixels are not repeated."""
+    if border == "reflect":
+        width = ((border_px, border_px), (border_px, border_px), (0, 0))
+        return Image.fromarray(np.pad(np.asarray(image), width, mode="reflect"))
     return ImageOps.expand(image, border_px) if border_px else image

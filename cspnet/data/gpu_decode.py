@@ -110,7 +110,8 @@ class EncodedPictures(Dataset[EncodedBatch]):
         if picture.jpeg is None:
             return None
         rng = generator_at(self.pictures.seed, "augment", epoch, position)
-        return picture.jpeg, *_view_of(self.pictures).draw(rng, picture.width, picture.height)
+        box, drawn = _view_of(self.pictures).draw(rng, picture.width, picture.height)
+        return picture.jpeg, box, self.pictures.is_mirrored(sample, epoch, drawn)
 
 
 def _view_of(pictures: TrainPictures) -> RandomResizedView:

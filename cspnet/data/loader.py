@@ -125,8 +125,8 @@ class TrainPictures(Pictures):
             shown = (sample + i) % len(index)
             rng = generator_at(self.seed, "augment", epoch, position)
             try:
-                out[:], flip = self.transform(self.reader.open(shown), rng, len(out))
-                return shown, flip
+                out[:], drawn = self.transform(self.reader.open(shown), rng, len(out))
+                return shown, self.is_mirrored(shown, epoch, drawn)
             except UnreadableImageError as error:
                 bad.append(BadImage(index.path(shown), str(error)))
             except UserError:
@@ -134,6 +134,15 @@ class TrainPictures(Pictures):
             except Exception as error:
                 raise self.reader.blame(shown, error) from error
         return None
+
+    def is_mirrored(self, sample: int, epoch: int, drawn: bool) -> bool:
+        """Whether a sample is mirrored in an epoch: as its view has drawn it, or alternately.
+
+        Source: alternating flip, arXiv 2404.00498.
+        """
+        if self.transform.flip == "random":
+            return drawn
+        return bool((generator_at(self.seed, "flip", sample).integers(2) + epoch) % 2)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -88,16 +89,17 @@ class RandomResizedView:
 
 @dataclass(frozen=True)
 class RandomPadView:
-    """The whole picture with a black border, shifted, and perhaps a flip."""
+    """The whole picture with a border, shifted, and perhaps a flip."""
 
     pad_px: int
+    border: Literal["black", "reflect"]
     flip_prob: float
     interpolation: str
 
     def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, bool]:
         """A picture of any size -> (size_px, size_px, 3) uint8, and whether to mirror it."""
         flip = rng.random() < self.flip_prob
-        image = pad(resize(picture.rgb(), (size_px, size_px), self.interpolation), self.pad_px)
+        image = pad(resize(picture.rgb(), (size_px, size_px), self.interpolation), self.pad_px, self.border)
         left, top = (int(offset) for offset in rng.integers(2 * self.pad_px + 1, size=2))
         return np.array(image.crop((left, top, left + size_px, top + size_px))), flip
 
@@ -132,6 +134,7 @@ class TrainTransform:
     view: Callable[[Picture, np.random.Generator, int], tuple[np.ndarray, bool]]
     sizes: SizeRamp
     policy: Policy
+    flip: Literal["random", "alternate"] = "random"
 
     def __call__(self, picture: Picture, rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, bool]:
         """A picture of any size -> (size_px, size_px, 3) uint8, and whether to mirror it."""
@@ -175,11 +178,12 @@ def build_train_transform(recipe: Recipe) -> TrainTransform:
         "random_resized": RandomResizedView(
             cfg.train_scale, cfg.train_aspect, cfg.flip_prob, cfg.train_interpolation, cfg.shrink
         ),
-        "random_pad": RandomPadView(cfg.pad_px, cfg.flip_prob, cfg.train_interpolation),
+        "random_pad": RandomPadView(cfg.pad_px, cfg.pad_with, cfg.flip_prob, cfg.train_interpolation),
         "darknet": DarknetView(recipe.darknet, cfg.flip_prob),
     }
     return TrainTransform(
         view=views[cfg.train_crop],
         sizes=build_sizes(cfg),
         policy=build_policy(recipe.augment, cfg.mean, cfg.train_px),
+        flip=cfg.flip,
     )

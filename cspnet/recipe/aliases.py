@@ -101,6 +101,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--sync-bn": ("train.sync_bn",),
     "--grad-checkpointing": ("train.grad_checkpointing",),
     "--compile": ("train.compile",),
+    "--torchcompile-mode": ("train.compile_mode",),
     "--deterministic": ("train.deterministic",),
     "--seed": ("train.seed",),
     "-vb": ("eval.batch_size",),

@@ -66,6 +66,11 @@ def _check_pictures(recipe: Recipe) -> tuple[str, str] | None:
         return "data.ramp_epochs", "needs data.start_px, the size at the start"
     if data.start_px not in (None, data.train_px) and data.ramp_epochs[1] == 0:
         return "data.start_px", "needs data.ramp_epochs, the epochs in which the pictures grow, such as [0, 80]"
+    smallest_px = data.start_px or data.train_px
+    if data.train_crop == "random_pad" and data.pad_with == "reflect" and data.pad_px >= smallest_px:
+        return "data.pad_px", f"{data.pad_px} px of a picture of {smallest_px} px cannot be mirrored; use less"
+    if data.flip == "alternate" and augment.repeats > 1:
+        return "data.flip", "alternate would show all copies of augment.repeats the same way; use random"
     policy = augment.policy
     if policy not in (None, "3a", "trivial") and not _RANDAUGMENT.fullmatch(str(policy)):
         return "augment.policy", f"{policy!r}: expected such as rand-m9-n2-mstd0.5-inc1, or 3a, or trivial"
@@ -121,7 +126,12 @@ _NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Recipe], bool]], ...] = (
         "data.train_crop random_resized",
         lambda recipe: recipe.data.train_crop == "random_resized",
     ),
-    (("data.pad_px",), "data.train_crop random_pad", lambda recipe: recipe.data.train_crop == "random_pad"),
+    (
+        ("data.pad_px", "data.pad_with"),
+        "data.train_crop random_pad",
+        lambda recipe: recipe.data.train_crop == "random_pad",
+    ),
+    (("data.flip_prob",), "data.flip random", lambda recipe: recipe.data.flip == "random"),
     (
         ("data.train_interpolation",),
         "another data.train_crop than darknet",
@@ -180,6 +190,7 @@ _NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Recipe], bool]], ...] = (
         "log.tensorboard",
         lambda recipe: recipe.log.tensorboard,
     ),
+    (("train.compile_mode",), "train.compile", lambda recipe: recipe.train.compile),
     (("ema.warmup",), "ema.decay", lambda recipe: recipe.ema.decay > 0),
 )
 

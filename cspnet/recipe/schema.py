@@ -123,7 +123,12 @@ class DataRecipe:
     train_aspect: Range = (3 / 4, 4 / 3)
     """random_resized: width / height of the area, smallest and largest."""
     pad_px: Count = 4
-    """random_pad: black border on each side."""
+    """random_pad: border on each side."""
+    pad_with: Literal["black", "reflect"] = "black"
+    """random_pad: reflect is the picture itself, mirrored at its edges."""
+    flip: Literal["random", "alternate"] = "random"
+    """random: with flip_prob. alternate: each picture in every second epoch, so that two epochs show both sides of it
+    (arXiv 2404.00498); which one first is drawn."""
     flip_prob: Share = 0.5
     """Probability of a horizontal flip."""
     train_interpolation: Interpolation = "bilinear"
@@ -343,6 +348,8 @@ class TrainRecipe:
     compile: bool = False
     """Compile the network that takes the training steps (torch.compile): a minute or more at each start, less time in
     each step. If that fails it runs as it is, and this is said. What is validated and saved is the network itself."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    """torch.compile's: reduce-overhead takes CUDA graphs, max-autotune those and the fastest of several kernels."""
     grad_checkpointing: bool = False
     """Keep less for the backward pass and compute it again: slower, and larger batches fit."""
     sync_bn: bool = False

@@ -68,6 +68,23 @@ def test_a_compiled_run_is_saved_as_the_network_itself(
     assert "cannot be compiled" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "mode"), [((), "default"), (("--torchcompile-mode", "max-autotune"), "max-autotune")]
+)
+def test_the_compiler_is_told_its_mode(
+    flags: tuple[str, ...], mode: str, picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+
+    def compile_as_it_is(model: torch.nn.Module, **how: object) -> torch.nn.Module:
+        told.append(how.get("mode"))
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_as_it_is)
+    train(picture_tree, tmp_path / "run", "--compile", "true", *flags)
+    assert told == [mode, mode], "of the trial and of the run"
+
+
 @pytest.mark.parametrize("backend", [fail, aot_autograd(fw_compiler=as_it_is, bw_compiler=fail)], ids=["first", "late"])
 def test_a_compiler_that_fails_is_told_and_left_out(
     backend: Compiler,

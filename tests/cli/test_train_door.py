@@ -270,6 +270,12 @@ def test_a_checkpoint_with_a_key_of_old_goes_on(run_copy: Path, capsys: pytest.C
         (("--opt", "adamw", "--lr", "0.001", "--momentum", "0.8"), "optim.momentum: does nothing here"),
         (("--decay-milestones", "1,2"), "schedule.milestones_epochs: does nothing here"),
         (("--mixup-prob", "0.5"), "mix.prob: does nothing here"),
+        (("--torchcompile-mode", "max-autotune"), "train.compile_mode: does nothing here; it needs train.compile"),
+        (("--data.pad_with", "reflect"), "data.pad_with: does nothing here; it needs data.train_crop random_pad"),
+        (
+            ("--data.flip", "alternate", "--hflip", "0.3"),
+            "data.flip_prob: does nothing here; it needs data.flip random",
+        ),
         (
             ("--data.start_px", "16", "--data.ramp_epochs", "[0, 9]"),
             "the pictures grow until epoch 10 and the run has 1",

@@ -113,16 +113,18 @@ def compare(ours: list[Batch], theirs: list[Batch]) -> int:
     return max(int((a.images.int() - b.images.int()).abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("interpolation", "flip"), [("bilinear", "random"), ("bicubic", "random"), ("bilinear", "alternate")]
+)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_views_within_one_grey_level(index: SampleIndex, interpolation: str, workers: int) -> None:
+def test_the_same_views_within_one_grey_level(index: SampleIndex, interpolation: str, flip: str, workers: int) -> None:
     seen: list[int] = []
 
     def decode(jpegs: Sequence[Tensor]) -> list[Tensor]:
         seen.append(len(jpegs))
         return decode_by_pillow(jpegs)
 
-    cpu, gpu = create_loaders(index, decode, workers, train_interpolation=interpolation)
+    cpu, gpu = create_loaders(index, decode, workers, train_interpolation=interpolation, flip=flip)
     assert compare(take(gpu), take(cpu)) <= 1
     assert sum(seen) == 2 * 16, "two epochs, in which all but the odd pictures are left to the GPU"
     assert len(seen) == 8, "a batch at a time"

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,24 @@ def test_training_batches_are_those_of_their_addresses(picture_tree: Path) -> No
             assert np.array_equal(batch.images[i].numpy(), reference)
             assert bool(batch.flipped[i]) is flip
     assert 10 < sum(int(batch.flipped.sum()) for batch in batches) < 46, "of 56"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_alternating_flip_shows_both_sides_of_a_picture_in_two_epochs(picture_tree: Path, workers: int) -> None:
+    index = open_pictures(picture_tree / "train")
+    pictures = TrainPictures(reader_of(index), replace(TRAIN, flip="alternate"), SEED)
+    loader = TrainLoader(pictures, BatchPlan(48, 4, 1, 1, SEED), 0, workers, 2, CPU)
+    batches = take(loader.start_at(0, 0), 4 * 12)
+    sides = np.empty((4, 48), dtype=bool)
+    for epoch in range(4):
+        mine = batches[12 * epoch : 12 * (epoch + 1)]
+        sides[epoch, epoch_order(SEED, epoch, 48)] = np.concatenate([batch.flipped.numpy() for batch in mine])
+        plain = take(create_train_loader(index).start_at(epoch, 0), 12)
+        assert all(torch.equal(batch.images, other.images) for batch, other in zip(mine, plain, strict=True))
+    assert np.array_equal(sides[1], ~sides[0])
+    assert np.array_equal(sides[2:], sides[:2])
+    assert 10 < sides[0].sum() < 38, "of 48: which side comes first is drawn for each picture"
+    assert_same(take(loader.start_at(3, 20), 3), batches[3 * 12 + 5 : 3 * 12 + 8])
 
 
 def test_workers_do_not_change_training_batches(picture_tree: Path) -> None:

@@ -164,10 +164,11 @@ def test_when_nothing_fits_the_centre_is_torchvisions(size: tuple[int, int], asp
     assert (top, left, bottom - top, right - left) == reference
 
 
-def test_random_pad_takes_every_window_of_the_padded_picture_alike() -> None:
+@pytest.mark.parametrize(("border", "reference"), [("black", "constant"), ("reflect", "reflect")])
+def test_random_pad_takes_every_window_of_the_padded_picture_alike(border: str, reference: str) -> None:
     size_px, pad_px = 8, 2
     image = draw_image(size_px, size_px)
-    padded = np.pad(np.asarray(image), ((pad_px, pad_px), (pad_px, pad_px), (0, 0)))
+    padded = np.asarray(tvf.pad(image, [pad_px], padding_mode=reference))
     windows = {}
     for top in range(2 * pad_px + 1):
         for left in range(2 * pad_px + 1):
@@ -175,7 +176,7 @@ def test_random_pad_takes_every_window_of_the_padded_picture_alike() -> None:
             windows[window.tobytes()] = (top, left, False)
             windows[window[:, ::-1].tobytes()] = (top, left, True)
     assert len(windows) == 2 * (2 * pad_px + 1) ** 2
-    transform = train_transform(size_px, train_crop="random_pad", pad_px=pad_px)
+    transform = train_transform(size_px, train_crop="random_pad", pad_px=pad_px, pad_with=border)
     counts = dict.fromkeys(windows.values(), 0)
     draws = 5000
     for i in range(draws):
@@ -247,12 +248,13 @@ def test_the_recipe_reaches_the_transform() -> None:
         train_scale=(0.2, 0.7),
         train_aspect=(0.5, 1.5),
         pad_px=3,
+        pad_with="reflect",
         flip_prob=0.1,
         train_interpolation="bicubic",
         val_interpolation="nearest",
     )
     transform = build_train_transform(Recipe(data=cfg))
-    assert transform.view == RandomPadView(3, 0.1, "bicubic")
+    assert transform.view == RandomPadView(3, "reflect", 0.1, "bicubic")
     assert transform.sizes == SizeRamp(48, 48)
     cfg = replace(cfg, train_crop="random_resized", shrink=False, start_px=16, ramp_epochs=(2, 5))
     transform = build_train_transform(Recipe(data=cfg))

@@ -49,6 +49,8 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "data.train_scale": ("[0.25, 0.75]", (0.25, 0.75)),
     "data.train_aspect": ("[0.5, 2]", (0.5, 2.0)),
     "data.pad_px": ("0", 0),
+    "data.pad_with": ("reflect", "reflect"),
+    "data.flip": ("alternate", "alternate"),
     "data.flip_prob": ("0", 0.0),
     "data.train_interpolation": ("bicubic", "bicubic"),
     "data.val_interpolation": ("bicubic", "bicubic"),
@@ -117,6 +119,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "train.max_skipped": ("4", 4),
     "train.micro_batch": ("auto", "auto"),
     "train.compile": ("true", True),
+    "train.compile_mode": ("max-autotune", "max-autotune"),
     "train.deterministic": ("true", True),
     "train.epochs": ("3", 3),
     "train.steps": ("500", 500),
@@ -335,6 +338,8 @@ WRONG_VALUES = {
     "data: {train: null}": ("data.train", "string"),
     "data: {train_crop: centre}": ("data.train_crop", "'random_pad'"),
     "data: {train_crop: 1}": ("data.train_crop", "'random_pad'"),
+    "data: {train_crop: random_pad, train_px: 8, pad_px: 8, pad_with: reflect}": ("data.pad_px", "8 px of a picture"),
+    "{data: {flip: alternate}, augment: {repeats: 2}}": ("data.flip", "use random"),
     "data: {mean: [0.1, 0.2]}": ("data.mean", "number of values"),
     "data: {mean: [0.1, 0.2, 0.3, 0.4]}": ("data.mean", "number of values"),
     "data: {mean: []}": ("data.mean", "number of values"),
@@ -485,7 +490,7 @@ def test_folder_instead_of_a_file(tmp_path: Path) -> None:
 
 
 def test_yaml_round_trip_of_every_field(tmp_path: Path) -> None:
-    apart = ("schedule.warmup_steps", "optim.nesterov", "mix.darknet")  # each contradicts another one
+    apart = ("schedule.warmup_steps", "optim.nesterov", "mix.darknet", "augment.repeats")  # each contradicts others
     values = {key: value for key, (_, value) in OTHER_VALUES.items() if key not in apart}
     recipe = load_recipe(None, values).recipe
     file = write_recipe(tmp_path / "recipe.yaml", recipe_to_yaml(recipe))

@@ -29,7 +29,7 @@ def gpu_check(*words: object, **variables: str) -> subprocess.CompletedProcess[s
 def test_each_command_is_one(fork_script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     """Each script takes the flags that it is given, all but the last one."""
     lines = gpu_check("--list", "--data", tmp_path, **SMALL).stdout.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 13
     for line in lines:
         name, _, command = line.partition("|")
         words = [str(tmp_path) if word == "DIR" else word for word in command.split()]
@@ -77,6 +77,6 @@ def test_a_failure_is_in_the_table_and_the_code(tmp_path: Path) -> None:
     codes = {line.split()[0]: line.split()[1] for line in table[1:]}
     assert codes.pop("tests") == "0"
     assert set(codes.values()) == {"1"}
-    assert len(codes) == 11
+    assert len(codes) == 12
     assert (tmp_path / "out" / "tests.log").read_text() == "ran pytest\n"
     assert (tmp_path / "out" / "loader.log").read_text() == f"ran {tmp_path / 'a data set'}\n"

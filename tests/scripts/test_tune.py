@@ -69,7 +69,12 @@ def test_half_precision_is_for_gpus() -> None:
 def test_auto_is_what_train_py_takes(is_faster: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cspnet.runtime.device.is_bf16_faster", lambda device: is_faster)
     values = tune.default_combination(CPU)
-    assert values == {"train.compile": False, "train.channels_last": True, "train.precision": precision}
+    assert values == {
+        "train.compile": False,
+        "train.compile_mode": "default",
+        "train.channels_last": True,
+        "train.precision": precision,
+    }
     assert values in tune.list_combinations(CPU, compiles=False)
 
 
@@ -86,7 +91,40 @@ def test_the_verdict(auto: list[float], other: list[float], said: str) -> None:
     assert tune.table_lines(found)[-1].startswith(said)
 
 
+def test_batch_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "t.json"
+    flags = ("--device", "cpu", "--size", 32, "--sweep", 8, 2, 4, "--steps", 1, "--repeats", 2, "--json", file)
+    assert run(monkeypatch, "cspdarknet_tiny", *flags) == 0
+    printed, found = capsys.readouterr().out, json.loads(file.read_text())
+    rates = found["images_per_s"]
+    assert list(rates) == ["2", "4", "8"]
+    assert all(len(each) == 2 for each in rates.values())
+    rows = re.findall(r"^\| (\d+)( \(auto\))? \| ([\d,.]+) \(", printed, re.MULTILINE)
+    assert [row[0] for row in rows] == list(rates)
+    assert [float(row[2]) for row in rows] == pytest.approx(
+        [statistics.median(each) for each in rates.values()], abs=0.006
+    )
+    assert [row[0] for row in rows if row[1]] == [found["auto"]]
+    assert f"\n--batch-size auto takes {found['auto']} (2: " in printed
+
+
+@pytest.mark.parametrize(
+    ("tried", "auto", "share"), [({8: 1.0, 16: 9.0}, "16", "1.000"), ({8: 9.0, 16: 1.0}, "8", "0.500")]
+)
+def test_what_a_run_would_find_is_judged_by_the_sweep(
+    tried: dict[int, float], auto: str, share: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks for itself, at the start of a run, and not at the sweep."""
+    monkeypatch.setattr("cspnet.cli.batch_size.try_sizes", lambda trial, sizes: tried)
+    monkeypatch.setattr("cspnet.cli.measure_speed.take_turns", lambda work, repeats: {"8": [2.0], "16": [4.0]})
+    found = tune.sweep("cspdarknet_tiny", 32, [8, 16], 1, 1, CPU)
+    assert found["auto"] == auto
+    assert tune.sweep_lines(found)[-1].endswith(f"{share} ({share} to {share}) of the fastest")
+
+
 CASES = {
+    "cspdarknet_tiny --sweep 8 0": "--sweep 0",
+    "cspdarknet_tiny --sweep 8 --compile": "one at a time",
     "cspdarknet_tiny --repeats 0": "--repeats 0",
     "cspdarknet_tiny --size 1": "--size 1",
     "nonesuch --device cpu": "nonesuch",

@@ -143,3 +143,22 @@ def test_a_profile_has_the_gpus_kernels(picture_tree: Path, tmp_path: Path) -> N
         assert record["train/compute_images_per_s"] >= record["train/images_per_s"]
         assert 0 < record["train/peak_memory_bytes"] <= torch.cuda.max_memory_allocated()
         assert 0 < record["train/mfu"] < 1
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_a_compiled_run_is_the_run(
+    mode: str, picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also with CUDA graphs, which are recorded and played: two micro-batches a step, over the end of an epoch."""
+
+    def losses(name: str, *flags: str) -> list[float]:
+        words = ["--model", "cspdarknet_tiny", "--data-path", str(picture_tree), "--output-dir", str(tmp_path / name)]
+        words += ["--img-size", "32", "--batch-size", "8", "--accumulate", "2", "--epochs", "3", "--print-freq", "1"]
+        assert main([*words, "--device", "cuda", "--precision", "fp32", "--seed", "1", *flags]) == 0
+        records = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        return [record["train/loss"] for record in records if "train/loss" in record]
+
+    plain, compiled = losses("plain"), losses("compiled", "--compile", "true", "--torchcompile-mode", mode)
+    assert "cannot be compiled" not in capsys.readouterr().err
+    assert len(plain) >= 9
+    assert compiled == pytest.approx(plain, rel=0.02)

@@ -33,6 +33,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "darknet's schedule": ("--sched", "darknet_poly", "--warmup-steps", "3"),
     "self-adversarial": ("--adversarial.lr", "5"),
     "small batches": ("--batch-size", "4", "--accumulate", "2", "--model-kwargs", "{bn_momentum: 0.01}"),
+    "alternating flip": ("--data.flip", "alternate"),
+    "mirrored border": ("--data.train_crop", "random_pad", "--data.pad_with", "reflect"),
     "cutmix": ("--cutmix", "1"),
     "mixup": ("--mixup", "0.4"),
     "cutmix or mixup": ("--cutmix", "1", "--mixup", "0.4", "--mixup-switch-prob", "0.6", "--mixup-prob", "0.9"),
