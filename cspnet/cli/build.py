@@ -311,6 +311,8 @@ def build_network(
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.process_group = world.group  # nccl wants all that goes on at the same time in one group
+    # No static_graph: it fails where gradients are accumulated (pytorch issue 143580), and what it saves is the search
+    # for unused parameters, which is off. Buckets have torch's size, 25 MiB: docs/SCALING.md reckons with it.
     network = nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,

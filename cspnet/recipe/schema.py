@@ -342,7 +342,8 @@ class TrainRecipe:
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto: bf16 where the hardware is faster with it, else fp16 on a GPU, else fp32."""
+    """auto: bf16 where the hardware is faster with it, else fp16 on a GPU, else fp32. fp32: a GPU's convolutions may
+    take TF32, as is torch's default."""
     channels_last: bool = True
     """Keep pictures and weights in NHWC memory order."""
     compile: bool = False
