@@ -11,7 +11,8 @@ is zero_grad, forward, loss, backward, optimizer.step, and nothing else. Ours: w
 the other precisions, with the same loss and optimizer; a step is all that the loop does, but for the record every 50
 steps. All begin with the same weights, and in float32 they have to begin with the same loss.
 
-The rows take turns, and ratios are taken within a round; the first round warms up. The memory of a row is measured with
+The rows take turns, and ratios are taken within a round; the first round warms up. On a CPU each row has a process of
+its own, as train.py keeps freed memory in its heap, and timm's script does not. The memory of a row is measured with
 nothing else there: on a GPU what is allocated, on a CPU the resident memory of a process of its own, in both cases less
 what was there before the network was made.
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cspnet.cli.measure_speed import Contender, Trial
+    from cspnet.cli.measure_training import Apart
 
 DEFAULTS = "timm, its defaults"
 OURS = "ours, train.py's defaults"
@@ -93,17 +95,21 @@ def measure_rows(name: str, size_px: int, trial: Trial, *, with_compile: bool, w
 
     from cspnet.cli.build import build_model
     from cspnet.cli.measure_speed import NUM_CLASSES, take_turns
-    from cspnet.cli.measure_training import measure_peak, recipe_of
+    from cspnet.cli.measure_training import Apart, ApartError, measure_peak, recipe_of
 
     recipe = recipe_of(name, size_px, trial.batch_size)
     weights = build_model(recipe, NUM_CLASSES, torch.device("cpu")).state_dict()
     rows = plan_rows(name, size_px, trial, with_compile=with_compile, weights=weights)
-    made: dict[str, Contender] = {}
+    made: dict[str, Contender | Apart] = {}
     losses: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
     for row, make in rows.items():
         print(f"{name}: {row}: its first steps", file=sys.stderr)  # compiling takes minutes
         try:
+            if trial.device.type == "cpu":
+                made[row] = apart = Apart(make)
+                losses[row] = apart.first_losses
+                continue
             contender = make()
             contender.network.train()
             losses[row] = [float(contender.update()) for _ in range(2)]
@@ -113,10 +119,14 @@ def measure_rows(name: str, size_px: int, trial: Trial, *, with_compile: bool, w
         except Exception as error:
             if "compile" not in row:
                 raise
-            missing[row] = f"does not compile here: {type(error).__name__}: {str(error).splitlines()[0]}"[:120]
+            kind = "" if isinstance(error, ApartError) else f"{type(error).__name__}: "
+            missing[row] = f"does not compile here: {kind}{str(error).splitlines()[0]}"[:120]
     ours_in_float32 = OURS if trial.amp_dtype is torch.float32 else "ours, fp32"
     check_losses(name, {row: losses[row][0] for row in (DEFAULTS, "timm, channels_last", ours_in_float32)})
     rates = take_turns({row: contender.time_training for row, contender in made.items()}, trial.repeats)
+    for each in made.values():
+        if isinstance(each, Apart):
+            each.close()
     made.clear()
     peaks: dict[str, int | None] = dict.fromkeys(rates)
     if with_memory:

@@ -19,6 +19,7 @@ from cspnet.reporting.model_table import Speed
 from cspnet.runtime.determinism import deterministic_algorithms
 from cspnet.runtime.device import choose_amp_dtype
 from cspnet.runtime.distributed import World
+from cspnet.runtime.heap import keep_freed_memory
 from cspnet.runtime.memory import is_out_of_memory, told_shortage
 from cspnet.training.state import TrainState
 from cspnet.training.step import train_step
@@ -95,9 +96,10 @@ class Contender(ABC):
 
 
 class Subject(Contender):
-    """A network with its optimizer and a batch, as train.py builds them for a recipe."""
+    """A network with its optimizer and a batch, as train.py builds them for a recipe, and the heap that it has."""
 
     def __init__(self, recipe: Recipe, trial: Trial) -> None:
+        keep_freed_memory(trial.device)
         self.trial, self.recipe = trial, recipe
         self.model = build_model(recipe, NUM_CLASSES, trial.device)
         mode = recipe.train.compile_mode if recipe.train.compile else None

@@ -38,7 +38,7 @@ from cspnet.training.skipped import LatestSteps
 from cspnet.training.state import Progress
 from cspnet.training.step import train_step
 
-__all__ = ["LoopOfOneBatch", "OurUpdates", "RunClock", "measure_peak", "open_run", "recipe_of"]
+__all__ = ["Apart", "ApartError", "LoopOfOneBatch", "OurUpdates", "RunClock", "measure_peak", "open_run", "recipe_of"]
 
 _STATUS = Path("/proc/self/status")
 
@@ -175,6 +175,68 @@ def _with_steps(recipe: Recipe, steps: int) -> Recipe:
     """So long a run, with one record, at its end."""
     train, log = replace(recipe.train, steps=steps), replace(recipe.log, every_steps=steps)
     return replace(recipe, train=train, log=log)
+
+
+# Processes of their own
+
+
+class ApartError(RuntimeError):
+    """What another process raised, in words."""
+
+
+class Apart:
+    """A contender in a process of its own: its heap and its threads are nobody else's.
+
+    Raises:
+        UserError: what `make` raised; or the process has died.
+        ApartError: anything else that its first updates raised.
+    """
+
+    def __init__(self, make: Callable[[], Contender]) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked one would have this one's memory already
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(make, there), daemon=True)
+        self._process.start()
+        there.close()
+        self.first_losses: list[float] = self._receive()
+        """Of the two updates that it has taken already."""
+
+    def time_training(self) -> float:
+        """See `Contender.time_training`."""
+        self._pipe.send("time")
+        return float(self._receive())
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send(None)  # closing the pipe is no sign where other processes have its end as well
+        self._process.join()
+        self._pipe.close()
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            raise UserError(
+                "a process that measured has died: is the memory full? Use a smaller --batch-size"
+            ) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def _serve(make: Callable[[], Contender], pipe: Connection) -> None:
+    try:
+        contender = make()
+        contender.network.train()
+        pipe.send([float(contender.update()) for _ in range(2)])
+        while pipe.recv():
+            pipe.send(contender.time_training())
+    except EOFError:
+        return
+    except UserError as error:
+        pipe.send(error)
+    except Exception as error:  # in words: not all of them can be sent
+        pipe.send(ApartError(f"{type(error).__name__}: {error}"))
 
 
 # Memory

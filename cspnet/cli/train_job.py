@@ -33,6 +33,7 @@ from cspnet.runtime.determinism import deterministic_algorithms
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import join_world, on_main, read_world
 from cspnet.runtime.folder_lock import FolderLock
+from cspnet.runtime.heap import keep_freed_memory
 from cspnet.runtime.memory import told_shortage
 from cspnet.runtime.signals import Stopped, StopRequest
 from cspnet.training.checkpoint import check_parts, read_checkpoint
@@ -103,6 +104,7 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
             with shared_errors():
                 device = choose_device(recipe.train.device, world.local_rank)
                 amp_dtype = choose_amp_dtype(recipe.train.precision, device)
+                keep_freed_memory(device)
             place = Place(world, device, amp_dtype, console)
             with told_shortage(device, "before the first step", "use a smaller --model, or another --device"):
                 shortage = _run(_Context(job, recipe, resolved.sources, start, checkpoint, place, stop, lock))

@@ -33,6 +33,7 @@ from cspnet.reporting.console import Console
 from cspnet.reporting.run_report import BadImageLog
 from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.distributed import World, hurry, join_world, naming_the_missing, on_any_rank, on_main, read_world
+from cspnet.runtime.heap import keep_freed_memory
 from cspnet.runtime.memory import told_shortage
 from cspnet.weights.load import load_state_dict
 
@@ -110,6 +111,7 @@ def run_validate_job(job: ValidateJob) -> int:
         world = read_world()
         console = Console(world.rank)
         device = choose_device(job.weights[0].overrides["train.device"], world.local_rank)
+        keep_freed_memory(device)
         real_labels = read_real_labels(job.real_labels) if job.real_labels else None
     with join_world(world) as world:
         place = _Place(world, device, console)

@@ -23,6 +23,7 @@ from cspnet.data.signs import Signs, note
 from cspnet.data.transforms import EvalTransform, TrainTransform
 from cspnet.data.workers import TellingErrors, read_all, start_worker
 from cspnet.errors import UserError
+from cspnet.runtime.heap import give_back_freed_memory
 from cspnet.runtime.processes import count_cores, create_context
 from cspnet.runtime.random import generator_at
 
@@ -210,6 +211,8 @@ def start_reading(
     Args:
         signs: of so many workers, to be looked at when an item does not come; None waits for ever.
     """
+    if workers:
+        give_back_freed_memory()
     loader: DataLoader[T] = DataLoader(
         TellingErrors(items),
         batch_size=None,  # an address is a whole batch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 from functools import partial
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from cspnet.cli.measure_speed import Trial, take_turns
-from cspnet.cli.measure_training import LoopOfOneBatch, OurUpdates, measure_peak, recipe_of
+from cspnet.cli.measure_training import Apart, ApartError, LoopOfOneBatch, OurUpdates, measure_peak, recipe_of
 from cspnet.errors import UserError
 from scripts import benchmark_train
 from tests.conftest import ROOT
@@ -36,11 +38,18 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f})"
 
 
+def fork_instead_of_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the processes of the rows have what is patched here, and no imports to wait for."""
+    forking = multiprocessing.get_context("fork")
+    monkeypatch.setattr("cspnet.cli.measure_training.multiprocessing.get_context", lambda kind: forking)
+
+
 def test_rows_and_ratios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def compile_nothing(model: object) -> None:
+    def compile_nothing(model: object, **how: object) -> None:
         raise RuntimeError("no compiler\nfor miles")
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
+    fork_instead_of_starting(monkeypatch)
     files = tmp_path / "t.json", tmp_path / "t.md"
     flags = ("--device", "cpu", "--size", 32, "--batch-size", 4, "--steps", 1, "--repeats", 2, "--json", files[0])
     assert run(monkeypatch, SMALL, *flags, "--without-memory", "--markdown", files[1]) == 0
@@ -69,6 +78,34 @@ def test_rows_and_ratios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
         assert f"| {spread(values)} |" in line
         for base in ("timm, its defaults", best):
             assert f"| {spread([a / b for a, b in zip(values, rates[base], strict=True)])} |" in line
+
+
+def small(batch_size: int) -> OurUpdates:
+    return OurUpdates(recipe_of(SMALL, 32, batch_size), Trial(CPU, "fp32", batch_size, 1, 1))
+
+
+def fail(kind: str) -> OurUpdates:
+    if kind == "death":
+        os._exit(3)
+    raise UserError("no such thing") if kind == "user" else ValueError("no\nsense")
+
+
+def test_a_contender_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_instead_of_starting(monkeypatch)
+    here = small(8)
+    here.network.train()
+    apart = Apart(partial(small, 8))
+    try:
+        assert apart.first_losses == pytest.approx([float(here.update()) for _ in range(2)], rel=1e-4)
+        assert apart.time_training() > 0
+    finally:
+        apart.close()
+    with pytest.raises(UserError, match="no such thing"):
+        Apart(partial(fail, "user"))
+    with pytest.raises(ApartError, match="ValueError: no\nsense"):
+        Apart(partial(fail, "other"))
+    with pytest.raises(UserError, match="has died"):
+        Apart(partial(fail, "death"))
 
 
 def test_both_train_alike() -> None:
