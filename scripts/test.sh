@@ -10,4 +10,6 @@ environment requirements-dev.txt
 # A test file a process: the tests are many small ones, and one core each is what they need. Files in their order: sorted by
 # the number of their tests, those that start whole runs would be left for the end, where one core waits for the other.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-"$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
+# One more than there are cores: some tests wait for other processes.
+cores=$("$PYTHON" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+"$PYTHON" -m pytest -n $((cores + 1)) --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

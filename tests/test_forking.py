@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def start(kind: type[subprocess.Popen[Any]], folder: Path, *words: str) -> Any:
     environment.pop("PYTHONUNBUFFERED", None)
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return kind([sys.executable, *words], cwd=folder, env=environment, start_new_session=True, text=True, **streams)
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_are_heeded() -> Iterator[None]:
+    """A shell starts what goes on in the background with SIGINT ignored, and so is all that is started from there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
