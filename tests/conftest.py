@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from cspnet.runtime.heap import keep_freed_memory
 from tests.forking import Forked
 
 ROOT = Path(__file__).resolve().parent.parent
+
+keep_freed_memory(torch.device("cpu"))  # networks come and go by the hundred
 
 
 def draw_jpeg(path: Path, rng: np.random.Generator, width: int = 40, height: int = 32) -> None:

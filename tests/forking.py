@@ -35,6 +35,8 @@ import numpy as np
 import torch
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
+from cspnet.runtime.heap import give_back_freed_memory
+
 __all__ = ["Forked", "list_forks"]
 
 _LOADED_FIRST = (
@@ -57,6 +59,7 @@ class Forked(subprocess.Popen[Any]):
         if (words := _words_of(args)) is not None:
             for name in _LOADED_FIRST:
                 importlib.import_module(name)
+            give_back_freed_memory()
             prepare: Callable[[], object] = others.pop("preexec_fn", None) or (lambda: None)
             environment = dict(os.environ if (given := others.pop("env", None)) is None else given)
             # preexec_fn is called last before exec, when the rest is done; from this one there is no return.

@@ -211,6 +211,6 @@ def darknet_bytes(model: nn.Module, where: str, seen: int = 0) -> bytes:
     if head.stop == 1000:
         for key in (f"{head.conv}.weight", f"{head.conv}.bias"):
             state[key] = state[key][_class_order().argsort()]
-    values = [state[key][part.start : part.stop] for part in parts for key, _ in _list_tensors(part, state)]
-    numbers = torch.cat([value.flatten() for value in values]).float().numpy().astype("<f4")
-    return struct.pack("<3iQ", *_VERSION, seen) + numbers.tobytes()
+    rows = [state[key][part.start : part.stop] for part in parts for key, _ in _list_tensors(part, state)]
+    numbers = [np.ascontiguousarray(row.float().numpy(), "<f4").data for row in rows]
+    return b"".join([struct.pack("<3iQ", *_VERSION, seen), *numbers])
