@@ -78,7 +78,7 @@ def measure(args: Namespace) -> tuple[dict[str, Any], list[str]]:
         efficiency = [value / count for value in ratios(together, rates[1]["exchanging"])]
         share = [100 * (1 - value) for value in ratios(together, found["quiet"])] if count > 1 else None
         figures[str(count)] = {"images_per_s": found, "efficiency": efficiency, "communication_percent": share}
-        told = spread(share, 1) if share else ""
+        told = spread(share, 1) + " (lost in the spread)" * (min(share) < 0) if share else ""
         lines.append(f"| {count} | {spread(together, 2)} | {spread(efficiency, 3)} | {told} |")
     return {"model": args.model, "batch_size": args.batch_size, "size_px": args.size, "processes": figures}, lines
 

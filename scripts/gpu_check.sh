@@ -2,7 +2,7 @@
 # All that needs a GPU: the tests marked gpu, then the benchmarks; a table of what came of them is printed last.
 #   bash scripts/gpu_check.sh                    # on random pictures
 #   bash scripts/gpu_check.sh --data DIR         # and on the JPEGs of DIR, as train.py takes it
-#   bash scripts/gpu_check.sh --list             # what would be run
+#   bash scripts/gpu_check.sh --list             # what would be run; with --data DIR, what DIR adds too
 # The outputs go into gpu_check/ (--out OTHER). PYTHON names an interpreter that has the packages; without it .venv is made
 # and used. MODELS, SIZE, BATCH, SWEEP and REPEATS change what is measured.
 set -uo pipefail
@@ -13,6 +13,7 @@ while [ $# -gt 0 ]; do
         --data) data=$(realpath -m -- "$2"); shift 2 ;;
         --out) out=$(realpath -m -- "$2"); shift 2 ;;
         --list) lists=yes; shift ;;
+        -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$0"; exit 0 ;;
         *) echo "gpu_check.sh: error: $1: unknown; use --data DIR, --out DIR or --list" >&2; exit 2 ;;
     esac
 done
@@ -48,6 +49,11 @@ if [ -n "$lists" ]; then
 fi
 
 if [ -z "${PYTHON:-}" ]; then
+    # Before anything is installed: a driver shows itself as a command, or as a device (a Jetson's, and WSL's, too).
+    if ! command -v nvidia-smi >/dev/null && ! ls /dev/nvidia[0-9]* /dev/nvhost-gpu /dev/dxg >/dev/null 2>&1; then
+        echo "gpu_check.sh: error: there is no CUDA GPU; nothing was installed or run" >&2
+        exit 2
+    fi
     source scripts/environment.sh
     environment requirements-dev.txt
 fi

@@ -103,8 +103,10 @@ def sweep(name: str, size_px: int, sizes: list[int], steps: int, repeats: int, d
     from cspnet.cli.trial import Trial as TriedRun
     from cspnet.reporting.console import Console
     from cspnet.runtime.distributed import World
+    from cspnet.runtime.heap import keep_freed_memory
     from cspnet.runtime.memory import free_memory, told_shortage
 
+    keep_freed_memory(device)  # as train.py does before it tries
     values = default_combination(device)
     trials = {size: Trial(device, values["train.precision"], size, steps, repeats) for size in sizes}
     with told_shortage(device, f"with --sweep up to {sizes[-1]}, all sizes side by side", "use less"):
@@ -133,7 +135,7 @@ def sweep_lines(found: dict[str, Any]) -> list[str]:
     for size, each in rates.items():
         mark = " (auto)" * (size == auto)
         lines.append(f"| {size}{mark} | {spread(each, 2)} | {spread(ratios(each, rates[best]), 3)} |")
-    tried = ", ".join(f"{size}: {rate:.3g}" for size, rate in found["tried"].items())
+    tried = ", ".join(f"{size}: {rate:,.1f}" for size, rate in found["tried"].items())
     verdict = f"--batch-size auto takes {auto} ({tried}): {spread(ratios(rates[auto], rates[best]), 3)} of the fastest"
     return [*lines, "", verdict]
 

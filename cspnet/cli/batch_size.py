@@ -10,7 +10,9 @@ from typing import Any
 from cspnet.cli.build import Splits
 from cspnet.cli.build_run import Place
 from cspnet.cli.trial import Trial
+from cspnet.data.sampler import BatchPlan
 from cspnet.errors import CheckpointError, DeviceError
+from cspnet.recipe.batch import settle_batch
 from cspnet.recipe.schema import Recipe
 from cspnet.runtime.distributed import gather_objects
 from cspnet.runtime.memory import describe_memory, find_largest
@@ -21,6 +23,8 @@ SMALLEST = 8
 """BatchNorm's statistics are poor below it."""
 ENOUGH = 0.97
 """The smallest batch that has so much of the best speed is taken: larger ones need other learning rates."""
+MOST_LEFT_OUT = 0.1
+"""Sizes whose steps leave out more of an epoch's pictures are not tried, unless there are no others."""
 GAIN = 1.01
 """What counts as faster; after two sizes in a row that are not, larger ones are not tried."""
 
@@ -36,6 +40,8 @@ def settle_batch_size(
     All processes train on drawn pictures at the same time, so that each has what it will have of the machine.
 
     Raises:
+        DataError: there are fewer pictures than train.global_batch.
+        RecipeError: train.global_batch cannot be shared out evenly.
         DeviceError: not even the smallest batch fits.
         CheckpointError: its steps cannot be shared out by so many processes.
     """
@@ -54,7 +60,8 @@ def settle_batch_size(
             )
         number = saved // passes
     elif recipe.train.global_batch is not None:
-        share = recipe.train.global_batch // place.world.size  # if it cannot be shared out, that is told later
+        share, _ = settle_batch(replace(recipe.train, batch_size=recipe.train.global_batch), place.world.size)
+        BatchPlan(len(splits.train), share, 1, place.world.size, recipe.train.seed, recipe.augment.repeats)  # checks
         sizes = [size for size in range(1, share + 1) if share % size == 0 and size >= min(SMALLEST, share)]
         number = _find(recipe, splits, place, sizes)
     else:
@@ -63,13 +70,14 @@ def settle_batch_size(
 
 
 def list_sizes(num_samples: int, passes: int, repeats: int) -> list[int]:
-    """Batch sizes to try, each twice the one before: a step of `passes` of them is a multiple of `repeats`, and there
-    are pictures enough for it."""
+    """Batch sizes to try, each twice the one before: a step of `passes` of them is a multiple of `repeats`, there are
+    pictures enough for it, and an epoch of such steps leaves hardly any out."""
     first = repeats // math.gcd(repeats, passes)
     sizes = [first]
     while 2 * sizes[-1] * passes <= num_samples:
         sizes.append(2 * sizes[-1])
-    return [size for size in sizes if size >= SMALLEST] or sizes[-1:]
+    sizes = [size for size in sizes if size >= SMALLEST] or sizes[-1:]
+    return [size for size in sizes if num_samples % (size * passes) <= MOST_LEFT_OUT * num_samples] or sizes[:1]
 
 
 def choose_size(rates: Mapping[int, float]) -> int:
@@ -118,7 +126,7 @@ def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int
             "--img-size, --grad-checkpointing, or another --model"
         )
     number = choose_size(rates)
-    tried = ", ".join(f"{size}: {rate:.3g}" for size, rate in rates.items())
+    tried = ", ".join(f"{size}: {rate:,.1f}" for size, rate in rates.items())
     lr = "" if recipe.optim.lr_base_size else f"; lr stays {recipe.optim.lr:g} (--lr-base-size N scales it)"
     place.console.say(f"batch size {number} (auto), by images/s of a process ({tried}){lr}")
     return number

@@ -129,7 +129,7 @@ def judge_records(kept: Mapping[str, Any], records: Records, processes: int) -> 
         bound = find_bound(share, 0.0)
         if bound == "compute-bound" and processes > 1:
             bound = "not input-bound"
-        verdict = f"{bound}: {share:.0%} of a step is waiting for data, by the records"
+        verdict = f"{bound}: {share:.1%} of a step is waiting for data, by the records"
         rows.append(("measured over", f"{len(windows):,} records; the run has left no verdict of its own"))
         rows.append(("images/s", number(sum(window.steps for window in windows) / total, 0)))
     else:

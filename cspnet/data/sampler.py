@@ -61,7 +61,7 @@ class BatchPlan:
             raise DataError(
                 f"the training split has {self.num_samples} pictures, but a step takes {self.global_batch_size} "
                 f"({self.batch_size} per process x {self.accumulate} micro-batches x {self.world_size} processes); "
-                f"use a smaller --batch-size"
+                "use a smaller --batch-size, --accumulate or --global-batch, whichever it is set by"
             )
         if self.global_batch_size % self.repeats:
             raise DataError(

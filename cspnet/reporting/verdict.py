@@ -63,7 +63,7 @@ def find_bound(data_ratio: float, exchange_ratio: float) -> str:
 def judge(data_ratio: float, exchange_ratio: float, setting: Setting) -> str:
     """The verdict on a run, in one line: what bounds it, by how much, and what would help where it is set as it is."""
     bound = find_bound(data_ratio, exchange_ratio)
-    shares = [f"{data_ratio:.0%} of a step is waiting for data"]
+    shares = [f"{data_ratio:.1%} of a step is waiting for data"]
     if setting.processes > 1:
         shares.append(
             f"exchanging the gradients would take {exchange_ratio:.0%} if none of it overlapped with the backward pass"

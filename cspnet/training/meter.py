@@ -37,7 +37,8 @@ MEASURED_KEYS = (
 """What a record says of the machine: the only values in which two equal runs differ."""
 
 WARM_UP_STEPS = 3
-"""The first steps of each start, in which reading processes come up and libraries choose; no total counts them."""
+"""The first steps of each start, in which reading processes come up, libraries choose and compilers compile: counted
+only in records that have no others."""
 
 
 class Meter:
@@ -66,7 +67,7 @@ class Meter:
         self.total = Spent()
         """Of this start, without its first steps."""
         self.epoch = Spent()
-        """Of the current epoch, as far as this start has trained it."""
+        """Of the current epoch, as far as this start has trained it; its first steps only if there are no others."""
         self.exchange_s: float | None = None
         """How long it takes to exchange the gradients of a step; None where nothing is exchanged."""
         self._taken = self._warm_up = Spent()
@@ -106,19 +107,21 @@ class Meter:
                 self.trace.advance()
 
     def take(self) -> Spent:
-        """What was spent since the last call, for the sums too. All processes call it together, behind a host sync.
+        """What was spent since the last call, but for the first steps of this start, unless there are no others; for
+        the sums too. All processes call it together, behind a host sync.
 
         Of several processes, one that waits for data holds up the others: the longest wait is everybody's.
         """
         now = self.clock.read()
         before = self._taken if self._taken.steps >= self._warm_up.steps else self._warm_up
-        window, counted = now - self._taken, now - before if now.steps > before.steps else Spent()
-        waits = gather_objects(self.world, (window.data_s, counted.data_s))
-        window = replace(window, data_s=max(wait_s for wait_s, _ in waits))
-        counted = replace(counted, data_s=max(wait_s for _, wait_s in waits))
+        is_counted = now.steps > before.steps
+        window = now - (before if is_counted else self._taken)
+        window = replace(window, data_s=max(gather_objects(self.world, window.data_s)))
         self._taken = now
-        self.epoch += window
-        self.total += counted
+        # An epoch that began with uncounted steps goes on without them, as the total does.
+        self.epoch = window if is_counted and self.epoch.steps and not self.total.steps else self.epoch + window
+        if is_counted:
+            self.total += window
         return window
 
     def figures(self, spent: Spent) -> dict[str, Any]:

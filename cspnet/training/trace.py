@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import warnings
@@ -21,10 +22,12 @@ _ROWS = 30
 class StepTrace:
     """Records some steps, writes `trace.json.gz` and `operations.txt`, and from then on does nothing.
 
+    Where there are such files, of an earlier start of the run, these are `trace-2.json.gz` and `operations-2.txt`.
+
     The steps compute what they compute without it; they take longer.
 
     Args:
-        folder: for the files; made if it is missing. They take the place of older ones.
+        folder: for the files; made if it is missing.
         device: of the run.
         steps: to record, at least 1.
         skip: steps before them, in which libraries still choose.
@@ -76,7 +79,7 @@ class StepTrace:
             self._profile = None
 
     def _write(self, recorded: profile) -> None:
-        trace, table = self.folder / "trace.json.gz", self.folder / "operations.txt"
+        trace, table = self._find_names()
         on = "device" if self._is_on_gpu else "cpu"
         try:
             self.folder.mkdir(exist_ok=True)
@@ -90,3 +93,11 @@ class StepTrace:
             self.warn(f"{self.folder}: the trace cannot be written: {reason}")
             return
         self.say(f"profile {trace}: open it at https://ui.perfetto.dev or chrome://tracing; {table}: by operation")
+
+    def _find_names(self) -> tuple[Path, Path]:
+        """The first that are free, of the trace and of the table."""
+        for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+            trace, table = self.folder / f"trace{suffix}.json.gz", self.folder / f"operations{suffix}.txt"
+            if not trace.exists() and not table.exists():
+                break
+        return trace, table

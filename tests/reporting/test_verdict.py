@@ -47,9 +47,9 @@ def test_what_bounds_a_run(data_ratio: float, exchange_ratio: float, bound: str)
 
 INPUT, EXCHANGE, COMPUTE = (0.4, 0.0), (0.0, 0.4), (0.0, 0.0)
 SHARES_OF = {
-    INPUT: "input-bound: 40% of a step is waiting for data",
-    EXCHANGE: "communication-bound: 0% of a step is waiting for data",
-    COMPUTE: "compute-bound: 0% of a step is waiting for data",
+    INPUT: "input-bound: 40.0% of a step is waiting for data",
+    EXCHANGE: "communication-bound: 0.0% of a step is waiting for data",
+    COMPUTE: "compute-bound: 0.0% of a step is waiting for data",
 }
 ADVICE: dict[str, tuple[tuple[float, float], dict[str, object], str]] = {
     "nothing left to set": (INPUT, {}, "more cores to read with, or smaller pictures"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,6 +48,27 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"gpu_check.sh: error: {sys.executable} sees no CUDA GPU; nothing was run\n"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or bool(shutil.which("nvidia-smi")), reason="is about no GPU")
+def test_without_a_gpu_nothing_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in ("gpu_check.sh", "environment.sh"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    command = ["bash", tmp_path / "scripts" / "gpu_check.sh"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "gpu_check.sh: error: there is no CUDA GPU; nothing was installed or run\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["scripts"]
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(flag: str) -> None:
+    done = gpu_check(flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gpu_check.sh --data DIR" in done.stdout
+    assert "set -uo" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -461,7 +461,7 @@ def test_an_older_run_that_goes_on(run_copy: Path, report: Run) -> None:
     assert "no checkpoint that can be read: the page is without classes and pictures" in done.stderr
     read = Page((run_copy / "report.html").read_text())
     # 1 step at 100 and 3 at 50 pictures a second: (1/100 * 0.5 + 3/50 * 0.1) / (1/100 + 3/50) = 16 %, and 4/0.07
-    assert "input-bound: 16% of a step is waiting for data, by the records" in read.text
+    assert "input-bound: 15.7% of a step is waiting for data, by the records" in read.text
     speed = read.pairs("What was measured")
     assert (speed["images/s"], speed["peak memory"]) == ("57", "not recorded")
     assert {row[2] for row in read.tables["Settings that were made"][1:]} == {"not recorded"}

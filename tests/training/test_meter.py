@@ -63,10 +63,32 @@ def test_totals_leave_the_first_steps_out_wherever_records_fall(first: int) -> N
     assert WARM_UP_STEPS == 3
     seconds = [(50.0, 7.0), (1.0, 5.0), (1.0, 5.0), (1.0, 2.0), (2.0, 3.0), (0.0, 4.0), (1.0, 1.0)]
     run = Steps()
-    windows = [run.train(*seconds[:first]), run.train(*seconds[first:])]
-    assert sum(windows, Spent()) == Spent(7, 56, 0.0, 83.0, 56.0)
-    assert run.meter.total == Spent(4, 32, 0.0, 14.0, 4.0)
-    assert run.meter.epoch == windows[1]
+
+    def spent(steps: list[tuple[float, float]]) -> Spent:
+        reading_s = sum(reading for reading, _ in steps)
+        return Spent(len(steps), 8 * len(steps), 0.0, reading_s + sum(computing for _, computing in steps), reading_s)
+
+    assert run.train(*seconds[:first]) == spent(seconds[3 if first > 3 else 0 : first])
+    assert run.meter.epoch == spent(seconds[3 if first > 3 else 0 : first])
+    assert run.train(*seconds[first:]) == spent(seconds[max(3, first) :])
+    assert run.meter.epoch == spent(seconds[max(3, first) :])
+    assert run.meter.total == spent(seconds[3:]) == Spent(4, 32, 0.0, 14.0, 4.0)
+
+
+@pytest.mark.parametrize("records", [(1, 7), (2, 3, 7), (3, 4, 7), (4, 7), (1, 2, 3)])
+def test_an_epoch_leaves_them_out_once_it_has_others(records: tuple[int, ...]) -> None:
+    """Steps of 10 s, from the fourth on 1 s, with records behind those that are listed."""
+    run, at = Steps(), 0
+    with run.meter.timing(run.batches(), 32) as batches:
+        for step in range(1, records[-1] + 1):
+            next(batches)
+            run.time_s += 10.0 if step <= 3 else 1.0
+            run.meter.advance()
+            if step == records[at]:
+                at += 1
+                run.meter.take()
+    others = records[-1] - 3
+    assert run.meter.epoch == (Spent(others, 8 * others, 0.0, 1.0 * others) if others else Spent(3, 24, 0.0, 30.0))
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -107,9 +129,9 @@ def test_without_flops_or_peak_there_is_no_utilisation(how: dict[str, Any]) -> N
 
 def test_the_longest_wait_of_all_processes_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Steps(World(0, 2))
-    monkeypatch.setattr(meter_module, "gather_objects", lambda world, mine: [mine, (3.5, 2.5)])
-    assert run.train(*[(0.5, 1.0)] * 5) == Spent(5, 80, 0.0, 7.5, 3.5)
-    assert run.meter.total == Spent(2, 32, 0.0, 3.0, 2.5)
+    monkeypatch.setattr(meter_module, "gather_objects", lambda world, mine: [mine, 2.5])
+    assert run.train(*[(0.5, 1.0)] * 5) == Spent(2, 32, 0.0, 3.0, 2.5)
+    assert run.meter.epoch == run.meter.total == Spent(2, 32, 0.0, 3.0, 2.5)
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -148,7 +170,9 @@ def test_a_run_tells_its_speed(
     assert sum(bool(re.match(r"epoch \d/3 trained: .*MFU", line)) for line in out) == 3
     speed, verdict, done, *_ = out[-3:]
     assert re.fullmatch(r"speed   [\d,]+ img/s \(compute alone .* of 1 TFLOP/s \(fp32, measured\)", speed)
-    assert re.match(r"verdict (input|compute)-bound: \d+% of a step is waiting for data; what would help: \S", verdict)
+    assert re.match(
+        r"verdict (input|compute)-bound: \d+\.\d% of a step is waiting for data; what would help: \S", verdict
+    )
     assert done.startswith("done: ")
 
 

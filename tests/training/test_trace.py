@@ -25,9 +25,9 @@ def train(pictures: Path, folder: Path, *more: str) -> int:
     return main([*FLAGS, "--data-path", str(pictures), "--output-dir", str(folder), *more])
 
 
-def list_steps(folder: Path) -> list[str]:
+def list_steps(folder: Path, name: str = "trace.json.gz") -> list[str]:
     """The steps that a trace has, by torch's marks."""
-    with gzip.open(folder / "profile" / "trace.json.gz") as file:
+    with gzip.open(folder / "profile" / name) as file:
         events: list[dict[str, Any]] = json.load(file)["traceEvents"]
     assert any(event.get("name") == "aten::convolution" for event in events)
     return sorted(event["name"] for event in events if str(event.get("name")).startswith("ProfilerStep#"))
@@ -72,7 +72,7 @@ def test_a_short_run(
 def test_a_run_that_is_stopped_writes_what_there_is(
     picture_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the run that goes on records its own steps."""
+    """And the run that goes on records its own steps, beside them."""
 
     def look_back(run: Run, *, leave: int) -> bool:
         run.latest.read(leave)
@@ -82,8 +82,13 @@ def test_a_run_that_is_stopped_writes_what_there_is(
     assert train(picture_tree, tmp_path / "run", "--epochs", "2", "--profile", "100") == EXIT_STOPPED
     assert list_steps(tmp_path / "run") == [f"ProfilerStep#{step}" for step in range(6)], "the last one was not begun"
     monkeypatch.undo()
+    earlier = {path: path.read_bytes() for path in (tmp_path / "run" / "profile").iterdir()}
     assert train(picture_tree, tmp_path / "run", "--epochs", "2", "--profile", "3", "--resume", "auto") == 0
-    assert list_steps(tmp_path / "run") == [f"ProfilerStep#{step}" for step in range(3, 6)]
+    assert list_steps(tmp_path / "run", "trace-2.json.gz") == [f"ProfilerStep#{step}" for step in range(3, 6)]
+    assert all(path.read_bytes() == data for path, data in earlier.items())
+    assert {path.name for path in (tmp_path / "run" / "profile").iterdir()} == {
+        *("trace.json.gz", "operations.txt", "trace-2.json.gz", "operations-2.txt")
+    }
 
 
 def test_a_trace_that_cannot_be_written_is_told_and_the_run_goes_on(
