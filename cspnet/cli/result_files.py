@@ -138,6 +138,7 @@ def _to_csv(header: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
 
 def _write(file: Path, text: str) -> None:
     try:
-        write_output(file, text.encode())
+        # A file's name need not be UTF-8: what is not is written as \\udce9, as JSON does.
+        write_output(file, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"{file}: cannot write the result: {error.strerror}") from error

@@ -73,6 +73,17 @@ def _check_cfg_file(recipe: Recipe, where: Path | None) -> None:
         )
 
 
+def _describe_difference(checkpoint: Mapping[str, Any], splits: build.Splits) -> str:
+    """Between the pictures of a run and those that are there now, as far as its checkpoint tells."""
+    number, now = checkpoint["data"]["num_samples"], len(splits.train)
+    if number != now:
+        return f"{number} of them, now {now}"
+    classes = [set(checkpoint.get("classes") or ()), set(splits.train.classes)]
+    if all(classes) and (gone := sorted(classes[0] - classes[1])):
+        return f"{number} as now, but with the class {gone[0]}"
+    return f"{number} as now, under other names or in other classes"
+
+
 def check_same_run(
     checkpoint: Mapping[str, Any], recipe: Recipe, splits: build.Splits, global_batch_size: int, start: Start
 ) -> None:
@@ -80,8 +91,8 @@ def check_same_run(
     where = start.checkpoint_file
     if checkpoint["data"]["fingerprint"] != splits.train.fingerprint:
         raise DataError(
-            f"{where}: it was trained on another set of pictures ({checkpoint['data']['num_samples']} of them, now "
-            f"{len(splits.train)}), so it cannot go on from the same sample; to start from its weights use --pretrained"
+            f"{where}: it was trained on another set of pictures ({_describe_difference(checkpoint, splits)}), so it "
+            "cannot go on from the same sample; to start from its weights use --pretrained"
         )
     saved = checkpoint["global_batch_size"]
     if saved != global_batch_size:

@@ -263,8 +263,10 @@ def parse_value(text: str) -> Any:
 def _explain(error: ValidationError) -> tuple[str, str]:
     """The first problem of a pydantic error: (field, what was expected and what was there)."""
     problem, *others = error.errors(include_url=False, include_context=False)
-    if problem["type"] in ("missing", "too_long"):  # a pair or a triple of the wrong length
-        return str(problem["loc"][0]), f"expected another number of values, got {error.errors()[0]['input']!r}"
+    if problem["type"] in ("missing", "too_long"):  # a pair or a triple of the wrong length: each missing place is one
+        given, missing = problem["input"], sum(other["type"] == "missing" for other in (problem, *others))
+        number = len(given) + missing if missing else error.errors()[0]["ctx"]["max_length"]
+        return str(problem["loc"][0]), f"expected {number} values, got {given!r}"
     expected = problem["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
     expected = expected.replace("a valid tuple", "a list of numbers such as [0.1, 0.2]")
     expected = expected.replace("a valid dictionary", "options such as {key: value}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,22 @@ def data(picture_tree: Path, tmp_path: Path) -> Path:
 def run(checkpoint: Path, data: Path, *more: object) -> int:
     words = ["--checkpoint", checkpoint, "--data-path", data, "--device", "cpu", "--workers", 0, "--batch-size", 4]
     return validate([str(word) for word in (*words, *more)])
+
+
+def test_names_that_are_not_utf8(checkpoint: Path, picture_tree: Path, tmp_path: Path) -> None:
+    """As old archives leave them: of pictures, and of a class."""
+    data = Path(shutil.copytree(picture_tree, tmp_path / "data"))
+    for split in ("train", "val"):
+        os.rename(data / split / "class_3", os.fsencode(data / split) + b"/class_\xe9")
+    first = sorted((data / "val" / "class_0").iterdir())[0]
+    os.rename(first, os.fsencode(first.parent) + b"/\xe9.jpg")
+    files = {name: tmp_path / f"{name}.out" for name in ("json", "per-image", "per-class", "confusion")}
+    assert run(checkpoint, data, *(word for name, file in files.items() for word in (f"--{name}", file))) == 0
+    assert json.loads(files["json"].read_text())["num_samples"] == 10
+    pictures = read(files["per-image"])
+    assert len(pictures) == 10
+    assert str(first.parent / r"\udce9.jpg") in {row["picture"] for row in pictures}
+    assert r"class_\udce9" in {row["class"] for row in read(files["per-class"])}
 
 
 def read(file: Path) -> list[dict[str, str]]:

@@ -755,6 +755,13 @@ def _resume_another_number_of_classes(folder: Path, data: Path) -> list[str]:
     return flags(data, *going_on(folder))
 
 
+@refused("another set of pictures", "with the class class_3")
+def _resume_another_class(folder: Path, data: Path) -> list[str]:
+    for split in ("train", "val"):
+        (data / split / "class_3").rename(data / split / "class_4")
+    return flags(data, *going_on(folder))
+
+
 @refused("another set of pictures")
 def _resume_another_data_set(folder: Path, data: Path) -> list[str]:
     shutil.copy(data / "train" / "class_0" / "0000.jpg", data / "train" / "class_0" / "0001.jpg")
