@@ -24,6 +24,7 @@ __all__ = [
     "TrainingError",
     "UserError",
     "WorkerError",
+    "on_one_line",
     "shared_errors",
 ]
 
@@ -35,6 +36,11 @@ EXIT_STOPPED = 75
 
 _MOST_TEXT = 3000
 """Characters of a message, which may name what a file holds."""
+
+
+def on_one_line(text: str) -> str:
+    """A text with what would break its line, steer a terminal or be no text written out: `\\n`, `\\x1b`, `\\udce9`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UserError(Exception):
@@ -53,7 +59,7 @@ class UserError(Exception):
     """Whether what hangs would hold up the end of the process too."""
 
     def __str__(self) -> str:
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+        text = on_one_line(super().__str__())
         if len(text) <= _MOST_TEXT:
             return text
         return f"{text[: _MOST_TEXT * 2 // 3]} … {text[-_MOST_TEXT // 3 :]}"

@@ -112,7 +112,7 @@ def open_splits(recipe: Recipe, world: World, warn: Callable[[str], None] = lamb
     """Both splits' indexes: looked up by the first process, handed to all.
 
     Args:
-        warn: told of an index that is older than its shards, and of classes that are not validated.
+        warn: told of an index that is older than its shards.
     Raises:
         DataError: no data set, or one that cannot be used.
         RecipeError: model.num_classes contradicts the data.
@@ -148,20 +148,15 @@ def _open_splits(recipe: Recipe, warn: Callable[[str], None]) -> Splits:
             raise DataError(
                 f"{val_path}: {len(val.classes)} class folders, but the training list has {num_classes} classes"
             )
-        _tell_missing(train, val, num_classes, val_path, warn)
     return Splits(train, val, num_classes)
 
 
-def _tell_missing(
-    train: SampleIndex, val: SampleIndex, num_classes: int, val_path: Path, warn: Callable[[str], None]
-) -> None:
-    """Say of which classes that are trained there is nothing to validate."""
-    trained, validated = (np.bincount(index.labels, minlength=num_classes) > 0 for index in (train, val))
-    missing = np.flatnonzero(trained & ~validated)
-    if len(missing):
-        names = train.classes or val.classes
-        first = ", ".join(names[i] if names else str(i) for i in missing[:3]) + ", ..." * (len(missing) > 3)
-        warn(f"{val_path}: no pictures of {len(missing)} of {num_classes} classes ({first}): Acc@1 says nothing of them")
+def list_picture_folders(cfg: DataRecipe) -> list[Path]:
+    """The folders whose files are the splits' pictures or shards. Both splits were opened before; a list has none."""
+    root = cfg.root or str(Path(cfg.train).parent)
+    splits = [("train", cfg.train), *([("val", cfg.val)] if cfg.val is not None else [])]
+    paths = [find_split(root, kind, value, cfg.format) for kind, value in splits]
+    return [path for path in paths if path.is_dir()]
 
 
 def _workers(cfg: DataRecipe, world: World) -> int:

@@ -75,7 +75,7 @@ def run_report_job(job: ReportJob) -> int:
     looked, unseen = _look(job, recipe, file, console)
     facts = _gather(job, records, recipe, file, checkpoint, looked, unseen)
     try:
-        write_atomically(out, render_run(facts).encode(errors="backslashreplace"))
+        write_atomically(out, render_run(facts).encode())
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from error
     print(printable(str(out)))

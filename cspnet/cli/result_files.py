@@ -138,7 +138,6 @@ def _to_csv(header: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
 
 def _write(file: Path, text: str) -> None:
     try:
-        # A file's name need not be UTF-8: what is not is written as \\udce9, as JSON does.
-        write_output(file, text.encode(errors="backslashreplace"))
+        write_output(file, printable(text).encode())  # classes are named by folders, and so by any bytes
     except OSError as error:
         raise UserError(f"{file}: cannot write the result: {error.strerror}") from error

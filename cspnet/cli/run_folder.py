@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +133,7 @@ def prepare_folder(
     start: Start,
     *,
     sources: Mapping[str, str] | None = None,
+    pictures: Sequence[Path] = (),
     warn: Callable[[str], None],
     lock: FolderLock,
 ) -> Path:
@@ -140,8 +141,14 @@ def prepare_folder(
 
     Args:
         sources: {dotted key of the recipe: where its value came from}, to be kept beside it.
+        pictures: folders whose files are pictures: what else lies in them would be taken for a class.
+    Raises:
+        RunFolderError: it lies in one of them, is another process's, or cannot be written.
     """
     folder = start.folder
+    for place in pictures:
+        if (folder or Path("runs")).resolve().is_relative_to(place.resolve()):
+            raise RunFolderError(f"{folder or 'runs'}: lies among the pictures of {place}; choose another --output-dir")
     try:
         if folder is None:
             folder = _make_default_folder(recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))

@@ -113,6 +113,10 @@ def run_train_job(job: TrainJob, stop: StopRequest) -> int:
     return EXIT_DONE
 
 
+_MOST_OF_THE_START = 0.1
+"""Of a moving average, above which it is no average of a run."""
+
+
 def _run(context: _Context) -> Shortage | None:
     """Everything is built and checked before the first thing is written. What is returned: memory was full."""
     job, console = context.job, context.place.console
@@ -143,7 +147,13 @@ def _run(context: _Context) -> Shortage | None:
         what = (job.recipe_file, context.recipe, context.start)
         folder = on_main(
             context.place.world,
-            lambda: prepare_folder(*what, sources=context.sources, warn=console.warn, lock=context.lock),
+            lambda: prepare_folder(
+                *what,
+                sources=context.sources,
+                pictures=build.list_picture_folders(context.recipe.data),
+                warn=console.warn,
+                lock=context.lock,
+            ),
         )
         context = replace(context, start=replace(context.start, folder=folder))
         if context.place.world.is_main:
@@ -225,6 +235,18 @@ def _check_lowest_lr(recipe: Recipe, loader: TrainLoader) -> None:
         )
 
 
+def _warn_of_classes_without_validation(splits: build.Splits, console: Console) -> None:
+    if splits.val is None:
+        return
+    trained, validated = (
+        np.bincount(index.labels, minlength=splits.num_classes) > 0 for index in (splits.train, splits.val)
+    )
+    missing, names = np.flatnonzero(trained & ~validated), splits.train.classes or splits.val.classes
+    if len(missing):
+        few = ", ".join(names[i] if names else str(i) for i in missing[:3]) + ", ..." * (len(missing) > 3)
+        console.warn(f"{len(missing)} of {splits.num_classes} classes have no pictures to validate ({few})")
+
+
 def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: TrainLoader) -> None:
     cfg, console, plan = context.recipe, context.place.console, loader.plan
     if splits.num_classes == 1:
@@ -234,6 +256,7 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: Train
     unseen = splits.num_classes - len(np.unique(splits.train.labels))
     if unseen > 0:
         console.warn(f"{unseen} of {splits.num_classes} classes have no pictures to train on: are the labels right?")
+    _warn_of_classes_without_validation(splits, console)
     if cfg.data.decoder == "fast" and not IS_INSTALLED:
         console.warn(
             "data.decoder: simplejpeg is not installed: JPEGs are decoded whole, by Pillow, slower and with "
@@ -246,6 +269,12 @@ def _warn_of_odd_settings(context: _Context, splits: build.Splits, loader: Train
     if warmup_steps >= total_steps:
         console.warn(
             f"the warm-up takes {warmup_steps:,} steps and the whole run {total_steps:,}: lr never gets to its peak"
+        )
+    kept = cfg.ema.decay**total_steps if cfg.ema.decay and not cfg.ema.warmup else 0.0
+    if kept > _MOST_OF_THE_START:
+        console.warn(
+            f"ema.decay: {cfg.ema.decay:g} is slow for {total_steps:,} steps: at the end {kept:.0%} of the moving "
+            "average are the weights of the start; use --ema.warmup true, or a smaller one"
         )
     if cfg.data.train_crop == "darknet" and cfg.darknet.min_crop_px > 2 * cfg.data.train_px:
         console.warn(

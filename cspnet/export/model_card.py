@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from cspnet.errors import CheckpointError
+from cspnet.errors import CheckpointError, on_one_line
 from cspnet.export.metadata import Contents
 from cspnet.models.darknet_cfg import CFG_PREFIX
 from cspnet.models.foreign import FOREIGN_PREFIXES
@@ -187,5 +187,4 @@ def _is_timms(model: nn.Module, name: str) -> bool:
 
 def _plain(text: str) -> str:
     """A text that Markdown shows as it is, on one line, whatever a stranger's file has put into it."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
-    return _SPECIAL.sub(r"\\\1", shown)
+    return _SPECIAL.sub(r"\\\1", on_one_line(" ".join(text.split())))

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cspnet.errors import on_one_line
 from cspnet.runtime.files import printable
 
 __all__ = ["Console", "format_duration", "open_bar"]
@@ -97,6 +98,7 @@ class Console:
 
     def warn_own(self, text: str) -> None:
         """A line on stderr about something that this process alone sees."""
+        text = on_one_line(text)
         self.keep(f"warning: {text}")
         tqdm.write(f"{self.prefix}warning: {text}", file=sys.stderr)
 

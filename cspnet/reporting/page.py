@@ -9,7 +9,7 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
-from cspnet.runtime.files import printable
+from cspnet.errors import on_one_line
 
 __all__ = ["Html", "bar", "details", "document", "escape", "figure", "join", "picture", "section", "table", "tag"]
 
@@ -24,8 +24,7 @@ def escape(text: object) -> Html:
     """Any text as text of a page: what HTML would read is written out, and what no reader shows, too."""
     if isinstance(text, Html):
         return text
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(str(text)))
-    return Html(html.escape(shown))
+    return Html(html.escape(on_one_line(str(text))))
 
 
 def join(parts: Iterable[object], between: str = "\n") -> Html:

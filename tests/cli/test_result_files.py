@@ -22,8 +22,11 @@ TIMM_COLUMNS = ["model", "top1", "top1_err", "top5", "top5_err", "param_count", 
 
 @pytest.fixture(scope="module")
 def checkpoint(picture_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    words = ["--data-path", picture_tree, "--output-dir", folder / "run", "--model", "cspdarknet_tiny"]
+    return train_on(picture_tree, tmp_path_factory.mktemp("trained"))
+
+
+def train_on(data: Path, folder: Path) -> Path:
+    words = ["--data-path", data, "--output-dir", folder / "run", "--model", "cspdarknet_tiny"]
     words += ["--img-size", 32, "--workers", 0, "--batch-size", 8, "--steps", 2, "--device", "cpu"]
     assert train([str(word) for word in words]) == 0
     return folder / "run" / "checkpoints" / "last.pt"
@@ -42,7 +45,7 @@ def run(checkpoint: Path, data: Path, *more: object) -> int:
     return validate([str(word) for word in (*words, *more)])
 
 
-def test_names_that_are_not_utf8(checkpoint: Path, picture_tree: Path, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(picture_tree: Path, tmp_path: Path) -> None:
     """As old archives leave them: of pictures, and of a class."""
     data = Path(shutil.copytree(picture_tree, tmp_path / "data"))
     for split in ("train", "val"):
@@ -50,7 +53,10 @@ def test_names_that_are_not_utf8(checkpoint: Path, picture_tree: Path, tmp_path:
     first = sorted((data / "val" / "class_0").iterdir())[0]
     os.rename(first, os.fsencode(first.parent) + b"/\xe9.jpg")
     files = {name: tmp_path / f"{name}.out" for name in ("json", "per-image", "per-class", "confusion")}
-    assert run(checkpoint, data, *(word for name, file in files.items() for word in (f"--{name}", file))) == 0
+    assert (
+        run(train_on(data, tmp_path), data, *(word for name, file in files.items() for word in (f"--{name}", file)))
+        == 0
+    )
     assert json.loads(files["json"].read_text())["num_samples"] == 10
     pictures = read(files["per-image"])
     assert len(pictures) == 10

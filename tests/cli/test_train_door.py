@@ -79,6 +79,28 @@ def run_copy(finished: Path, tmp_path: Path) -> Path:
 # What a run leaves behind
 
 
+def test_a_run_beside_its_splits(picture_tree: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(picture_tree, tmp_path / "data"))
+    for _ in range(2):
+        assert main(flags(data, "--output-dir", data, "--steps", 1, "--resume", "auto")) == 0
+
+
+def test_what_will_not_come_out_well_is_told(
+    picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class without validation, and an average that is mostly the first weights: 0.99 ** 6 is 94 %."""
+    data = Path(shutil.copytree(picture_tree, tmp_path / "data"))
+    shutil.rmtree(data / "val" / "class_1")
+    quick = flags(data, "--dry-run", "--ema.decay")
+    assert main([*quick, "0.99"]) == 0
+    told = capsys.readouterr().err
+    assert "warning: 1 of 4 classes have no pictures to validate (class_1)" in told
+    assert "ema.decay: 0.99 is slow for 6 steps: at the end 94% of the moving average" in told
+    assert main([*quick, "0.99", "--ema.warmup", "true"]) == 0
+    assert main([*quick, "0.5"]) == 0
+    assert "ema.decay" not in capsys.readouterr().err
+
+
 def test_a_run_leaves_its_files(finished: Path) -> None:
     assert load_recipe(finished / "recipe.yaml").recipe.model.name == "cspdarknet_tiny"
     assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
@@ -753,6 +775,16 @@ def _resume_another_number_of_classes(folder: Path, data: Path) -> list[str]:
     for split in ("train", "val"):
         shutil.rmtree(data / split / "class_3")
     return flags(data, *going_on(folder))
+
+
+@refused("train: lies among the pictures of", "another --output-dir")
+def _a_run_in_the_training_folder(folder: Path, data: Path) -> list[str]:
+    return flags(data, "--output-dir", data / "train")
+
+
+@refused("lies among the pictures of", "another --output-dir")
+def _a_run_in_a_class_folder(folder: Path, data: Path) -> list[str]:
+    return flags(data, "--output-dir", data / "val" / "class_1" / "run", "--resume", "auto")
 
 
 @refused("another set of pictures", "with the class class_3")
