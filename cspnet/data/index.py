@@ -54,7 +54,8 @@ def find_split(root: str, split: str, name: str, data_format: str, *, by_flags: 
     folder = Path(root).expanduser()
     if not folder.is_dir():
         advice = "; give the folder that holds train/ and val/ with --data-path"
-        raise DataError(f"{'data.root: ' * by_flags}{root}: no such folder{advice * by_flags}")
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise DataError(f"{'data.root: ' * by_flags}{root}: {what}{advice * by_flags}")
     candidates = _candidates(folder, split, data_format) if name == "auto" else [_or_shards(folder / name, data_format)]
     found = next((path for path in candidates if path.exists() or (holds_shards(path) and list_shards(path))), None)
     if found is not None:

@@ -39,7 +39,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "no such file"
-        raise CheckpointError(f"{path}: {what}; name a file of weights")
+        inside = next((path / name for name in ("checkpoints/last.pt", "last.pt") if (path / name).is_file()), None)
+        raise CheckpointError(f"{path}: {what}; name a file of weights" + (f", such as {inside}" if inside else ""))
     is_verified = verify_checksum(path)
     try:
         if path.suffix == ".safetensors":

@@ -777,6 +777,12 @@ def _resume_another_number_of_classes(folder: Path, data: Path) -> list[str]:
     return flags(data, *going_on(folder))
 
 
+@refused("pictures.txt: not a folder", "--data-path")
+def _a_file_as_the_data_set(folder: Path, data: Path) -> list[str]:
+    (folder.parent / "pictures.txt").touch()
+    return flags(folder.parent / "pictures.txt", *new(folder))
+
+
 @refused("train: lies among the pictures of", "another --output-dir")
 def _a_run_in_the_training_folder(folder: Path, data: Path) -> list[str]:
     return flags(data, "--output-dir", data / "train")

@@ -276,6 +276,14 @@ def test_no_file(tmp_path: Path, make: Callable[[Path], None], said: str) -> Non
         load_weights(build(2), tmp_path / "weights.pt")
 
 
+def test_a_runs_folder_is_answered_with_its_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.pt").touch()
+    for folder in ("run", "run/checkpoints"):
+        with pytest.raises(CheckpointError, match=r"such as .*/run/checkpoints/last\.pt$"):
+            read_tensors(tmp_path / folder)
+
+
 def test_checksum_beside_the_file_is_compared(tmp_path: Path) -> None:
     import hashlib
 
