@@ -50,7 +50,9 @@ fi
 
 if [ -z "${PYTHON:-}" ]; then
     # Before anything is installed: a driver shows itself as a command, or as a device (a Jetson's, and WSL's, too).
-    if ! command -v nvidia-smi >/dev/null && ! ls /dev/nvidia[0-9]* /dev/nvhost-gpu /dev/dxg >/dev/null 2>&1; then
+    shopt -s nullglob
+    signs=(/dev/nvidia[0-9]* /dev/nvhost-gp[u] /dev/dx[g])
+    if ! command -v nvidia-smi >/dev/null && [ ${#signs[@]} = 0 ]; then
         echo "gpu_check.sh: error: there is no CUDA GPU; nothing was installed or run" >&2
         exit 2
     fi
