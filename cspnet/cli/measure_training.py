@@ -203,25 +203,33 @@ class Apart:
 
     def time_training(self) -> float:
         """See `Contender.time_training`."""
-        self._pipe.send("time")
+        self._send("time")
         return float(self._receive())
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.send(None)  # closing the pipe is no sign where other processes have its end as well
+        self._send(None)  # closing the pipe is no sign where other processes have its end as well
         self._process.join()
         self._pipe.close()
 
+    def _send(self, word: str | None) -> None:
+        with _told_death():
+            self._pipe.send(word)
+
     def _receive(self) -> Any:
-        try:
+        with _told_death():
             answer = self._pipe.recv()
-        except EOFError:
-            raise UserError(
-                "a process that measured has died: is the memory full? Use a smaller --batch-size"
-            ) from None
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+@contextlib.contextmanager
+def _told_death() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError):  # a pipe that broke, too, which would be taken for an output that nobody reads
+        raise UserError("a process that measured has died: is the memory full? Use a smaller --batch-size") from None
 
 
 def _serve(make: Callable[[], Contender], pipe: Connection) -> None:

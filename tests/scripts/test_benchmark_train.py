@@ -106,6 +106,11 @@ def test_a_contender_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         Apart(partial(fail, "other"))
     with pytest.raises(UserError, match="has died"):
         Apart(partial(fail, "death"))
+    apart = Apart(partial(small, 8))
+    apart._process.kill()
+    apart._process.join()
+    with pytest.raises(UserError, match="has died"):  # as the kernel kills one where memory is full
+        apart.time_training()
 
 
 def test_both_train_alike() -> None:
