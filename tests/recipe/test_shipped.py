@@ -27,6 +27,13 @@ def name_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_its_model_is_built(path: Path) -> None:
+    cfg = load_recipe(path).recipe.model
+    with torch.device("meta"):
+        cspnet.create_model(cfg.name, 1000, **cfg.options)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_it_trains_two_steps(path: Path, picture_tree: Path) -> None:
     """As it is, but for the size of pictures and batches: methods, optimizer, loss, and a schedule of two steps."""
     recipe = load_recipe(path).recipe

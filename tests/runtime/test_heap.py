@@ -37,7 +37,7 @@ def resident():
 
 def free_large_blocks():
     before = resident()
-    blocks = [np.full(64 * 2**20, 1, np.uint8) for _ in range(8)]
+    blocks = [np.full(40 * 2**20, 1, np.uint8) for _ in range(13)]
     print(resident() - before)
     del blocks
     print(resident() - before)
@@ -74,22 +74,22 @@ def mebibytes(code: str) -> list[int]:
 
 @needs_glibc
 def test_what_is_freed_is_kept_until_it_is_given_back() -> None:
-    """Of 512 MiB. A block or two may not fit into what others have left, and is new."""
+    """Of 520 MiB, in blocks so small that one which does not fit into what others have left is within the bounds."""
     taken, left, taken_at_first, kept, taken_again, kept_still, given_back = mebibytes(FREES)
-    assert min(taken, taken_at_first) > 450
-    assert left < 100
-    assert kept > 450
-    assert taken_again < 200
-    assert kept_still < 200
-    assert given_back < -450
+    assert min(taken, taken_at_first) > 500
+    assert left < 50
+    assert kept > 500
+    assert abs(taken_again) < 50
+    assert abs(kept_still) < 50
+    assert given_back < -500
 
 
 @needs_glibc
 def test_reading_processes_do_not_hold_on_to_it() -> None:
     """They are forked later too, for each validation, and would keep as much as their parent has at that time."""
     _, kept, change = mebibytes(STARTS_READING)
-    assert kept > 450
-    assert change < -400
+    assert kept > 500
+    assert change < -450
 
 
 @pytest.mark.parametrize("name", heap._TUNED_BY_HAND)
