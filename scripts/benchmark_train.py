@@ -12,7 +12,8 @@ the other precisions, with the same loss and optimizer; a step is all that the l
 steps. All begin with the same weights, and in float32 they have to begin with the same loss.
 
 The rows take turns, and ratios are taken within a round; the first round warms up. On a CPU each row has a process of
-its own, as train.py keeps freed memory in its heap, and timm's script does not. The memory of a row is measured with
+its own, as train.py keeps freed memory in its heap, and timm's script does not; it begins and ends in every round, so
+that no row has the memory of another's beside it, and its first steps warm up. The memory of a row is measured with
 nothing else there: on a GPU what is allocated, on a CPU the resident memory of a process of its own, in both cases less
 what was there before the network was made.
 
@@ -23,6 +24,7 @@ beside an equivalent loop over timm's loader; processes that read are started wi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 import sys
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cspnet.cli.measure_speed import Contender, Trial
-    from cspnet.cli.measure_training import Apart
 
 DEFAULTS = "timm, its defaults"
 OURS = "ours, train.py's defaults"
@@ -95,25 +96,27 @@ def measure_rows(name: str, size_px: int, trial: Trial, *, with_compile: bool, w
 
     from cspnet.cli.build import build_model
     from cspnet.cli.measure_speed import NUM_CLASSES, take_turns
-    from cspnet.cli.measure_training import Apart, ApartError, measure_peak, recipe_of
+    from cspnet.cli.measure_training import Apart, ApartError, measure_peak, recipe_of, time_apart
 
     recipe = recipe_of(name, size_px, trial.batch_size)
     weights = build_model(recipe, NUM_CLASSES, torch.device("cpu")).state_dict()
     rows = plan_rows(name, size_px, trial, with_compile=with_compile, weights=weights)
-    made: dict[str, Contender | Apart] = {}
+    work: dict[str, Callable[[], float]] = {}
     losses: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
     for row, make in rows.items():
         print(f"{name}: {row}: its first steps", file=sys.stderr)  # compiling takes minutes
         try:
             if trial.device.type == "cpu":
-                made[row] = apart = Apart(make)
-                losses[row] = apart.first_losses
+                with contextlib.closing(Apart(make)) as apart:
+                    losses[row] = apart.first_losses
+                work[row] = functools.partial(time_apart, make)  # what is compiled lies in the compiler's cache by now
                 continue
             contender = make()
             contender.network.train()
             losses[row] = [float(contender.update()) for _ in range(2)]
-            made[row] = contender
+            work[row] = contender.time_training
+            del contender  # only its row holds it
         except UserError:
             raise
         except Exception as error:
@@ -123,11 +126,8 @@ def measure_rows(name: str, size_px: int, trial: Trial, *, with_compile: bool, w
             missing[row] = f"does not compile here: {kind}{str(error).splitlines()[0]}"[:120]
     ours_in_float32 = OURS if trial.amp_dtype is torch.float32 else "ours, fp32"
     check_losses(name, {row: losses[row][0] for row in (DEFAULTS, "timm, channels_last", ours_in_float32)})
-    rates = take_turns({row: contender.time_training for row, contender in made.items()}, trial.repeats)
-    for each in made.values():
-        if isinstance(each, Apart):
-            each.close()
-    made.clear()
+    rates = take_turns(work, trial.repeats, warm_up=trial.device.type != "cpu")
+    work.clear()
     peaks: dict[str, int | None] = dict.fromkeys(rates)
     if with_memory:
         # Without those weights, which would lie in the memory of the process as well.

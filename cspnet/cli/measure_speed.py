@@ -160,14 +160,16 @@ def _create_subject(name: str, input_px: int, trial: Trial) -> Subject:
 Name = TypeVar("Name", bound=Hashable)
 
 
-def take_turns(work: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, list[float]]:
+def take_turns(
+    work: Mapping[Name, Callable[[], float]], repeats: int, *, warm_up: bool = True
+) -> dict[Name, list[float]]:
     """What each piece of work returns in each of `repeats` rounds; a round before them warms up.
 
     They take turns, so that whatever else the machine does meets all of them alike; every other round goes backwards,
     so that none is always the one behind the heaviest.
     """
     found: dict[Name, list[float]] = {name: [] for name in work}
-    for repeat in range(-1, repeats):
+    for repeat in range(-1 if warm_up else 0, repeats):
         for name in list(work)[:: -1 if repeat % 2 else 1]:
             value = work[name]()
             if repeat >= 0:

@@ -15,7 +15,15 @@ import pytest
 import torch
 
 from cspnet.cli.measure_speed import Trial, take_turns
-from cspnet.cli.measure_training import Apart, ApartError, LoopOfOneBatch, OurUpdates, measure_peak, recipe_of
+from cspnet.cli.measure_training import (
+    Apart,
+    ApartError,
+    LoopOfOneBatch,
+    OurUpdates,
+    measure_peak,
+    recipe_of,
+    time_apart,
+)
 from cspnet.errors import UserError
 from scripts import benchmark_train
 from tests.conftest import ROOT
@@ -48,7 +56,16 @@ def test_rows_and_ratios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
     def compile_nothing(model: object, **how: object) -> None:
         raise RuntimeError("no compiler\nfor miles")
 
+    started: list[str] = []
+    start = Apart.__init__
+
+    def start_alone(apart: Apart, make: Any) -> None:
+        assert multiprocessing.active_children() == []  # nobody else's memory is beside it
+        started.append(make.func.__name__)
+        start(apart, make)
+
     monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(Apart, "__init__", start_alone)
     fork_instead_of_starting(monkeypatch)
     files = tmp_path / "t.json", tmp_path / "t.md"
     flags = ("--device", "cpu", "--size", 32, "--batch-size", 4, "--steps", 1, "--repeats", 2, "--json", files[0])
@@ -72,6 +89,7 @@ def test_rows_and_ratios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
         assert found["missing"].pop(row) == "does not compile here: RuntimeError: no compiler"
         assert f"| {row} | does not compile here" in printed
     assert found["missing"] == {}
+    assert len(started) == 8 + 5 * 2  # each row's first steps, and two rounds of those that have some
     for row, values in rates.items():
         assert len(values) == 2 and min(values) > 0
         (line,) = (line for line in printed.splitlines() if line.startswith((f"| {row} |", f"| {row} (")))
@@ -111,6 +129,9 @@ def test_a_contender_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     apart._process.join()
     with pytest.raises(UserError, match="has died"):  # as the kernel kills one where memory is full
         apart.time_training()
+    apart.close()
+    assert time_apart(partial(small, 8)) > 0
+    assert multiprocessing.active_children() == []
 
 
 def test_both_train_alike() -> None:
@@ -203,11 +224,13 @@ def test_memory_of_a_process_of_its_own() -> None:
 
 
 def test_turns() -> None:
-    """A round to warm up; then every other round backwards."""
+    """A round to warm up, unless there is none; then every other round backwards."""
     calls: list[str] = []
     work = {name: partial(lambda name: calls.append(name) or len(calls), name) for name in "abc"}
     assert take_turns(work, 2) == {"a": [4, 9], "b": [5, 8], "c": [6, 7]}
     assert "".join(calls) == "cba" + "abc" + "cba"
+    calls.clear()
+    assert take_turns(work, 2, warm_up=False) == {"a": [1, 6], "b": [2, 5], "c": [3, 4]}
 
 
 CASES = {
