@@ -19,7 +19,8 @@ what was there before the network was made.
 
 With --loop-overhead or --data, that is measured instead of the rows. --loop-overhead: which share of our step is not
 forward, loss, backward and optimizer. --data: from JPEGs to weights, an epoch (or --epoch-pictures) of train.py's loop
-beside an equivalent loop over timm's loader; processes that read are started within the clock.
+beside an equivalent loop over timm's loader, on a CPU each in a process of its own; processes that read are started
+within the clock.
 """
 
 from __future__ import annotations
@@ -113,8 +114,7 @@ def measure_rows(name: str, size_px: int, trial: Trial, *, with_compile: bool, w
                 work[row] = functools.partial(time_apart, make)  # what is compiled lies in the compiler's cache by now
                 continue
             contender = make()
-            contender.network.train()
-            losses[row] = [float(contender.update()) for _ in range(2)]
+            losses[row] = contender.first_steps()
             work[row] = contender.time_training
             del contender  # only its row holds it
         except UserError:
@@ -162,7 +162,7 @@ def measure_overhead(name: str, size_px: int, trial: Trial) -> dict[str, Any]:
     work: dict[str, Callable[[], float]] = {
         "bare": lambda: ours.time_training(ours.bare_update),
         "step": ours.time_training,
-        "loop": loop.time,
+        "loop": loop.time_training,
     }
     rates = take_turns(work, trial.repeats)
     share = {
@@ -175,29 +175,37 @@ def measure_overhead(name: str, size_px: int, trial: Trial) -> dict[str, Any]:
 def measure_epochs(name: str, args: Namespace, trial: Trial) -> dict[str, Any]:
     """Images per second from JPEGs to weights."""
     import torch
-    from timm_loop import TimmEpochs, TimmSettings, TimmUpdates, open_loader
+    from timm_loop import TimmSettings, open_epochs
 
     from cspnet.cli.measure_speed import take_turns
-    from cspnet.cli.measure_training import open_run, recipe_of
+    from cspnet.cli.measure_training import Apart, Timed, open_run, recipe_of
     from cspnet.data.index import find_split
 
     data = {"data.root": str(args.data), "data.val": None, "data.workers": args.workers}
     recipe = recipe_of(name, args.size, trial.batch_size, data)
     if not find_split(str(args.data), "train", "auto", "auto").is_dir():
         raise UserError(f"--data {args.data}: timm's loader needs a folder of class folders, train/<class>/<picture>")
-    ours = open_run(recipe, trial, args.epoch_pictures)
-    steps = ours.images // trial.batch_size
+    open_ours = functools.partial(open_run, recipe, trial, args.epoch_pictures)
+    images = open_ours().images
+    steps = images // trial.batch_size
     has_amp = trial.amp_dtype is not torch.float32
     best = f"timm, channels_last{', amp' * has_amp}, our views"
-    timm: dict[str, TimmEpochs] = {}
-    for row, settings in ((DEFAULTS, TimmSettings()), (best, TimmSettings(channels_last=True, amp=has_amp))):
-        loader, num_classes = open_loader(
-            args.data, args.size, trial.batch_size, args.workers, trial.device, our_views=row == best
+    rows: dict[str, Callable[[], Timed]] = {
+        row: functools.partial(
+            open_epochs, name, args.data, args.size, trial, args.workers, settings, row == best, steps
         )
-        timm[row] = TimmEpochs(TimmUpdates(name, args.size, trial, settings, None, num_classes), loader, steps)
-    work: dict[str, Callable[[], float]] = {row: epochs.time for row, epochs in timm.items()}
-    rates = take_turns({**work, OURS: ours.time}, trial.repeats)
-    return {"images_per_s": rates, "pictures": ours.images, "workers": args.workers}
+        for row, settings in ((DEFAULTS, TimmSettings()), (best, TimmSettings(channels_last=True, amp=has_amp)))
+    }
+    rows[OURS] = open_ours
+    with contextlib.ExitStack() as processes:
+        work: dict[str, Callable[[], float]] = {}
+        for row, make in rows.items():
+            if trial.device.type == "cpu":
+                work[row] = processes.enter_context(contextlib.closing(Apart(make))).time_training
+            else:
+                work[row] = make().time_training
+        rates = take_turns(work, trial.repeats)
+    return {"images_per_s": rates, "pictures": images, "workers": args.workers}
 
 
 def row_lines(name: str, found: dict[str, Any]) -> list[str]:

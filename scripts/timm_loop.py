@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cspnet.cli.measure_speed import LR, NUM_CLASSES, Contender, Trial, draw_batch
 from cspnet.errors import UserError
 
-__all__ = ["TimmEpochs", "TimmSettings", "TimmUpdates", "check_name", "open_loader"]
+__all__ = ["TimmEpochs", "TimmSettings", "TimmUpdates", "check_name", "open_epochs", "open_loader"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,11 @@ class TimmEpochs:
     loader: Iterable[tuple[Tensor, Tensor]]
     steps: int
 
-    def time(self) -> float:
+    def first_steps(self) -> list[float]:
+        """Nothing: the first time warms up."""
+        return []
+
+    def time_training(self) -> float:
         """Images per second, from the call for the first batch until the device has done the last step."""
         self.training.network.train()
         num_images = 0
@@ -153,3 +157,11 @@ class TimmEpochs:
         taken_s = time.perf_counter() - began
         del batches  # its processes end before the next one's turn
         return num_images / taken_s
+
+
+def open_epochs(
+    name: str, root: Path, size_px: int, trial: Trial, workers: int, settings: TimmSettings, our_views: bool, steps: int
+) -> TimmEpochs:
+    """Epochs of so many steps over the pictures of a folder; see `open_loader` and `TimmUpdates`."""
+    loader, num_classes = open_loader(root, size_px, trial.batch_size, workers, trial.device, our_views)
+    return TimmEpochs(TimmUpdates(name, size_px, trial, settings, None, num_classes), loader, steps)

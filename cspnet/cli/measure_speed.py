@@ -74,6 +74,11 @@ class Contender(ABC):
     def update(self) -> Tensor:
         """A whole update; the mean loss of its batch, () on the device."""
 
+    def first_steps(self) -> list[float]:
+        """The losses of two updates, which no clock is held to."""
+        self.network.train()
+        return [float(self.update()) for _ in range(2)]
+
     def time_training(self, update: Callable[[], object] | None = None) -> float:
         """Images per second of `steps` updates, or of so many other pieces of work on a batch."""
         self.network.train()

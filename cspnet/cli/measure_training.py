@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from cspnet.recipe.load import load_recipe
 from cspnet.recipe.schema import Recipe
 from cspnet.reporting.console import Console
 from cspnet.runtime.distributed import World
+from cspnet.runtime.heap import keep_freed_memory
 from cspnet.runtime.memory import free_memory
 from cspnet.runtime.signals import StopRequest
 from cspnet.training.loop import fit
@@ -39,7 +40,7 @@ from cspnet.training.state import Progress
 from cspnet.training.step import train_step
 
 __all__ = ["Apart", "ApartError", "LoopOfOneBatch", "OurUpdates", "RunClock", "measure_peak", "open_run", "recipe_of"]
-__all__ += ["time_apart"]
+__all__ += ["Timed", "time_apart"]
 
 _STATUS = Path("/proc/self/status")
 
@@ -106,7 +107,11 @@ class RunClock:
     images: int
     """That a run takes."""
 
-    def time(self) -> float:
+    def first_steps(self) -> list[float]:
+        """Nothing: the first time warms up."""
+        return []
+
+    def time_training(self) -> float:
         """Images per second, from the call for the first batch until the device has done the last step."""
         self.run.state.progress = Progress()
         began = time.perf_counter()
@@ -153,11 +158,14 @@ class LoopOfOneBatch(RunClock):
 
 
 def open_run(recipe: Recipe, trial: Trial, most_pictures: int | None) -> RunClock:
-    """A run over real pictures, of one epoch or of so many pictures; nothing is validated or written.
+    """A run over real pictures, of one epoch or of so many pictures, with the heap that train.py has.
+
+    Nothing is validated or written.
 
     Raises:
         DataError: no data set, or too small a one.
     """
+    keep_freed_memory(trial.device)
     world = World()
     splits = build.open_splits(recipe, world)
     loader = build.build_train_loader(recipe, splits, world, trial.device)
@@ -185,6 +193,16 @@ class ApartError(RuntimeError):
     """What another process raised, in words."""
 
 
+class Timed(Protocol):
+    """What a clock can be held to, as it is to a `Contender`."""
+
+    def first_steps(self) -> list[float]:
+        """The losses of the steps before, if there are some."""
+
+    def time_training(self) -> float:
+        """Images per second."""
+
+
 class Apart:
     """A contender in a process of its own: its heap and its threads are nobody else's.
 
@@ -193,17 +211,17 @@ class Apart:
         ApartError: anything else that its first updates raised.
     """
 
-    def __init__(self, make: Callable[[], Contender]) -> None:
+    def __init__(self, make: Callable[[], Timed]) -> None:
         context = multiprocessing.get_context("spawn")  # a forked one would have this one's memory already
         self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(make, there), daemon=True)
+        self._process = context.Process(target=_serve, args=(make, there))  # no daemon: those may not have readers
         self._process.start()
         there.close()
         self.first_losses: list[float] = self._receive()
-        """Of the two updates that it has taken already."""
+        """See `Timed.first_steps`; those it has taken already."""
 
     def time_training(self) -> float:
-        """See `Contender.time_training`."""
+        """See `Timed.time_training`."""
         with _told_death():
             self._pipe.send("time")
         return float(self._receive())
@@ -232,7 +250,7 @@ def _told_death() -> Iterator[None]:
         raise UserError("a process that measured has died: is the memory full? Use a smaller --batch-size") from None
 
 
-def time_apart(make: Callable[[], Contender]) -> float:
+def time_apart(make: Callable[[], Timed]) -> float:
     """Images per second of a contender in a process of its own that begins and ends here; its first steps warm up.
 
     Raises:
@@ -243,11 +261,10 @@ def time_apart(make: Callable[[], Contender]) -> float:
         return apart.time_training()
 
 
-def _serve(make: Callable[[], Contender], pipe: Connection) -> None:
+def _serve(make: Callable[[], Timed], pipe: Connection) -> None:
     try:
         contender = make()
-        contender.network.train()
-        pipe.send([float(contender.update()) for _ in range(2)])
+        pipe.send(contender.first_steps())
         while pipe.recv():
             pipe.send(contender.time_training())
     except EOFError:

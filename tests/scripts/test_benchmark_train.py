@@ -182,7 +182,7 @@ def test_the_loop_and_its_bare_step(
         torch.testing.assert_close(mine, other)
     loop = LoopOfOneBatch(whole)
     for _ in range(2):
-        assert loop.time() > 0
+        assert loop.time_training() > 0
         assert (loop.run.state.progress.step, loop.images) == (3, 12)
     file = tmp_path / "t.json"
     flags = ("--loop-overhead", "--size", 32, "--batch-size", 4, "--repeats", 2, "--device", "cpu", "--json", file)
@@ -201,7 +201,9 @@ def test_from_jpegs(
 ) -> None:
     file = tmp_path / "t.json"
     flags = ("--data", picture_tree, "--epoch-pictures", 20, "--workers", 1, "--size", 32, "--batch-size", 8)
+    fork_instead_of_starting(monkeypatch)
     assert run(monkeypatch, SMALL, *flags, "--repeats", 1, "--device", "cpu", "--json", file) == 0
+    assert multiprocessing.active_children() == []
     found: dict[str, Any] = json.loads(file.read_text())["epochs"][SMALL]
     assert (found["pictures"], found["workers"]) == (16, 1)  # whole steps
     rates = found["images_per_s"]
