@@ -201,11 +201,14 @@ def test_from_jpegs(
 ) -> None:
     file = tmp_path / "t.json"
     flags = ("--data", picture_tree, "--epoch-pictures", 20, "--workers", 1, "--size", 32, "--batch-size", 8)
+    kept: list[torch.device] = []
+    monkeypatch.setattr("cspnet.cli.measure_training.keep_freed_memory", kept.append)
     fork_instead_of_starting(monkeypatch)
     assert run(monkeypatch, SMALL, *flags, "--repeats", 1, "--device", "cpu", "--json", file) == 0
     assert multiprocessing.active_children() == []
     found: dict[str, Any] = json.loads(file.read_text())["epochs"][SMALL]
     assert (found["pictures"], found["workers"]) == (16, 1)  # whole steps
+    assert kept == [CPU]  # as train.py does; the processes of the rows are other ones
     rates = found["images_per_s"]
     assert list(rates)[::2] == ["timm, its defaults", "ours, train.py's defaults"]
     printed = capsys.readouterr().out
