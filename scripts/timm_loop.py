@@ -17,9 +17,11 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import NativeScaler
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from cspnet.cli.measure_speed import LR, NUM_CLASSES, Contender, Trial, draw_batch
 from cspnet.errors import UserError
+from cspnet.runtime.processes import leave_with_parent
 
 __all__ = ["TimmEpochs", "TimmSettings", "TimmUpdates", "check_name", "open_epochs", "open_loader"]
 
@@ -128,7 +130,19 @@ def open_loader(
         persistent_workers=False,  # both start their processes within the clock
         device=device,
     )
+    reading = cast("DataLoader[Any]", loader.loader)
+    seed_worker = cast("Callable[[int], None]", reading.worker_init_fn)
+    reading.worker_init_fn = functools.partial(_begin_to_read, seed_worker)
     return loader, len(dataset.reader.class_to_idx)
+
+
+def _begin_to_read(seed_worker: Callable[[int], None], worker: int) -> None:
+    """What timm's reading processes do at their start; and they end with the one that started them.
+
+    PyTorch's own watch for that does not see one that ended before it began.
+    """
+    leave_with_parent()
+    seed_worker(worker)
 
 
 @dataclass

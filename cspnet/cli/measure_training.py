@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
+import multiprocessing.resource_tracker
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -32,6 +34,7 @@ from cspnet.reporting.console import Console
 from cspnet.runtime.distributed import World
 from cspnet.runtime.heap import keep_freed_memory
 from cspnet.runtime.memory import free_memory
+from cspnet.runtime.processes import held_back_signals, leave_with_parent
 from cspnet.runtime.signals import StopRequest
 from cspnet.training.loop import fit
 from cspnet.training.run import Run
@@ -193,6 +196,40 @@ class ApartError(RuntimeError):
     """What another process raised, in words."""
 
 
+def _start_apart(
+    work: Callable[[Callable[[], Any], Connection], None], make: Callable[[], Any]
+) -> tuple[BaseProcess, Connection]:
+    """A process of its own for `work`, and our end of its pipe; it leaves signals to this one, and ends with it."""
+    context = multiprocessing.get_context("spawn")  # a forked one would have this one's memory already
+    here, there = context.Pipe()
+    process = context.Process(target=_run_apart, args=(work, make, there))  # no daemon: those may not have readers
+    multiprocessing.resource_tracker.ensure_running()  # its own start would let signals through again
+    with held_back_signals():
+        process.start()
+    there.close()
+    return process, here
+
+
+def _run_apart(
+    work: Callable[[Callable[[], Any], Connection], None], make: Callable[[], Any], pipe: Connection
+) -> None:
+    leave_with_parent()
+    work(make, pipe)
+
+
+def _hear(process: BaseProcess, pipe: Connection) -> Any:
+    """Its next answer.
+
+    Raises:
+        EOFError, OSError: it has died.
+    """
+    try:
+        return pipe.recv()
+    except KeyboardInterrupt:
+        process.terminate()  # else its round would be waited for
+        raise
+
+
 class Timed(Protocol):
     """What a clock can be held to, as it is to a `Contender`."""
 
@@ -212,11 +249,7 @@ class Apart:
     """
 
     def __init__(self, make: Callable[[], Timed]) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked one would have this one's memory already
-        self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(make, there))  # no daemon: those may not have readers
-        self._process.start()
-        there.close()
+        self._process, self._pipe = _start_apart(_serve, make)
         self.first_losses: list[float] = self._receive()
         """See `Timed.first_steps`; those it has taken already."""
 
@@ -235,7 +268,7 @@ class Apart:
 
     def _receive(self) -> Any:
         with _told_death():
-            answer = self._pipe.recv()
+            answer = _hear(self._process, self._pipe)
         if isinstance(answer, Exception):
             self.close()  # it has nothing more to do
             raise answer
@@ -295,13 +328,9 @@ def measure_peak(make: Callable[[], Contender], device: torch.device) -> int | N
         return None if peak is None else peak - before
     if not _STATUS.exists():
         return None
-    context = multiprocessing.get_context("spawn")  # a forked one would have this one's memory already
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_tell_peak, args=(make, there))
-    process.start()
-    there.close()
+    process, here = _start_apart(_tell_peak, make)
     try:
-        answer = here.recv()
+        answer = _hear(process, here)
     except EOFError:
         answer = UserError("a process that measured memory has died: is the machine's full? Use a smaller --batch-size")
     process.join()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,30 @@ def test_a_contender_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     apart.close()
     assert time_apart(partial(small, 8)) > 0
     assert multiprocessing.active_children() == []
+
+
+class Sleeper:
+    """A contender whose round takes a minute."""
+
+    def first_steps(self) -> list[float]:
+        return []
+
+    def time_training(self) -> float:
+        time.sleep(60)
+        return 1.0
+
+
+def test_an_interruption_ends_a_contender_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_instead_of_starting(monkeypatch)
+    apart = Apart(Sleeper)
+    assert apart._process.pid
+    os.kill(apart._process.pid, signal.SIGINT)  # a terminal sends it to all of them; that one is deaf to it
+    interruption = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        interruption.start()
+        apart.time_training()
+    apart.close()
+    assert apart._process.exitcode == 1
 
 
 def test_both_train_alike() -> None:
