@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from cspnet.cli.build import Splits
 from cspnet.cli.build_run import Place
+from cspnet.cli.measure_speed import take_turns
 from cspnet.cli.trial import Trial
 from cspnet.data.sampler import BatchPlan
 from cspnet.errors import CheckpointError, DeviceError
@@ -21,12 +24,14 @@ __all__ = ["choose_size", "list_sizes", "measure_sizes", "settle_batch_size", "t
 
 SMALLEST = 8
 """BatchNorm's statistics are poor below it."""
-ENOUGH = 0.97
+ENOUGH = 0.98
 """The smallest batch that has so much of the best speed is taken: larger ones need other learning rates."""
 MOST_LEFT_OUT = 0.1
 """Sizes whose steps leave out more of an epoch's pictures are not tried, unless there are no others."""
 GAIN = 1.01
 """What counts as faster; after two sizes in a row that are not, larger ones are not tried."""
+ROUNDS = 3
+"""In which sizes take turns, and whose medians are compared."""
 
 _DEFAULT = 64
 """Where nothing is trained."""
@@ -86,22 +91,39 @@ def choose_size(rates: Mapping[int, float]) -> int:
     return min(size for size, rate in rates.items() if rate >= ENOUGH * best)
 
 
-def measure_sizes(sizes: list[int], attempt: Callable[[int], float]) -> Iterator[tuple[int, float]]:
-    """(size, rate), from the smallest on, until it pays no more or does not fit (rate 0)."""
-    best, vain = 0.0, 0
-    for size in sizes:
-        rate = attempt(size)
-        if not rate:
-            return
-        yield size, rate
-        vain = 0 if rate > GAIN * best else vain + 1
+def measure_sizes(sizes: list[int], attempt: Callable[[int], float]) -> dict[int, float]:
+    """{size: its rate}, from the smallest on, as far as that pays and fits; the rate of what does not fit is 0.
+
+    A machine changes its pace within minutes, so only what was measured in turns is compared.
+    """
+    rates = _take_turns(_climb(sizes, attempt), attempt)
+    return {size: rate for size, rate in rates.items() if rate}
+
+
+def _climb(sizes: list[int], attempt: Callable[[int], float]) -> list[int]:
+    """The sizes up to the largest that pays: beyond it two in a row do not, or one does not fit."""
+    leader, vain = -1, 0
+    for number, size in enumerate(sizes):
+        if not attempt(size):
+            break
+        rates = _take_turns([sizes[leader], size], attempt) if number else {}
+        if not number or rates[size] > GAIN * rates[sizes[leader]]:
+            leader, vain = number, 0
+            continue
+        vain += 1
         if vain == 2:
-            return
-        best = max(best, rate)
+            break
+    return sizes[: leader + 1]
+
+
+def _take_turns(sizes: list[int], attempt: Callable[[int], float]) -> dict[int, float]:
+    """{size: the median of its rates, or 0 if one of them is}"""
+    rates = take_turns({size: functools.partial(attempt, size) for size in sizes}, ROUNDS, warm_up=False)
+    return {size: statistics.median(each) if all(each) else 0.0 for size, each in rates.items()}
 
 
 def try_sizes(trial: Trial, sizes: list[int]) -> dict[int, float]:
-    """Images per second of the slowest process at each size, from the smallest on, as far as that pays and fits."""
+    """Images per second of the slowest process at each size: see `measure_sizes`."""
     world, device = trial.place.world, trial.place.device
 
     def attempt(size: int) -> float:
@@ -114,7 +136,7 @@ def try_sizes(trial: Trial, sizes: list[int]) -> dict[int, float]:
         fits = find_largest([size], train, device) is not None
         return min(gather_objects(world, own if fits else 0.0))
 
-    return dict(measure_sizes(sizes, attempt))
+    return measure_sizes(sizes, attempt)
 
 
 def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int:
@@ -127,6 +149,7 @@ def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int
         )
     number = choose_size(rates)
     tried = ", ".join(f"{size}: {rate:,.1f}" for size, rate in rates.items())
+    tried += "; more are no faster, or do not fit" if max(rates) < sizes[-1] else ""
     lr = "" if recipe.optim.lr_base_size else f"; lr stays {recipe.optim.lr:g} (--lr-base-size N scales it)"
     place.console.say(f"batch size {number} (auto), by images/s of a process ({tried}){lr}")
     return number

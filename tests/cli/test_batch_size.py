@@ -86,15 +86,58 @@ def test_what_is_tried_and_taken(
 ) -> None:
     seen = speeds(rates)
     assert main(flags(picture_tree, tmp_path / "run")) == 0
-    assert seen == tried
+    assert list(dict.fromkeys(seen)) == tried
     assert kept_size(tmp_path / "run") == taken
     assert json.loads((tmp_path / "run" / "sources.json").read_text())["train.batch_size"].startswith("auto, tried out")
 
 
-def test_larger_ones_are_left_out_once_it_does_not_pay() -> None:
-    rates = {8: 100.0, 16: 99.0, 32: 100.5, 64: 300.0}
-    assert dict(measure_sizes(list(rates), rates.__getitem__)) == {8: 100.0, 16: 99.0, 32: 100.5}
-    assert dict(measure_sizes([8, 16], lambda size: 0.0)) == {}
+@pytest.mark.parametrize(
+    ("rates", "tried", "found"),
+    [
+        ({8: 100.0, 16: 99.0, 32: 100.5, 64: 300.0}, [8, 16, 32], [8]),
+        ({8: 100.0, 16: 120.0, 32: 119.0, 64: 130.0, 128: 0.0, 256: 500.0}, [8, 16, 32, 64, 128], [8, 16, 32, 64]),
+        ({8: 0.0, 16: 500.0}, [8], []),
+    ],
+)
+def test_larger_ones_are_left_out_once_it_does_not_pay(
+    rates: dict[int, float], tried: list[int], found: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def attempt(size: int) -> float:
+        seen.append(size)
+        return rates[size]
+
+    assert measure_sizes(list(rates), attempt) == {size: rates[size] for size in found}
+    assert list(dict.fromkeys(seen)) == tried
+
+
+def test_a_size_that_fits_only_at_times_is_not_taken() -> None:
+    seen: list[int] = []
+
+    def attempt(size: int) -> float:
+        seen.append(size)
+        return 0.0 if size == 16 and seen.count(16) == 6 else size
+
+    assert measure_sizes([8, 16], attempt) == {8: 8}
+    assert seen.count(16) > 6
+
+
+@pytest.mark.parametrize("change", ["slows", "hurries", "wavers", "begins fast"])
+def test_a_machine_that_changes_its_pace_changes_no_choice(change: str) -> None:
+    """By as much as sets the sizes apart, and more, within the time that trying takes."""
+    rates = {8: 80.0, 16: 90.0, 32: 95.0, 64: 100.0, 128: 101.5, 256: 101.5, 512: 101.5, 1024: 101.5}
+    spent = 0.0
+
+    def attempt(size: int) -> float:
+        nonlocal spent
+        spent += 10 * size / rates[size]  # a larger batch takes longer
+        lost = 0.2 * min(1, spent / 60)
+        if change == "wavers":
+            return rates[size] * (1 + 0.008 * (-1) ** int(spent / 7))
+        return rates[size] * {"slows": 1 - lost, "hurries": 0.8 + lost, "begins fast": 1.25 if spent < 2 else 1}[change]
+
+    assert choose_size(measure_sizes(list(rates), attempt)) == 64
 
 
 def test_a_run_keeps_its_size(
@@ -127,7 +170,7 @@ def test_nothing_fits(speeds: Speeds, picture_tree: Path, tmp_path: Path, capsys
 def test_a_global_batch_is_shared_out(speeds: Speeds, picture_tree: Path, tmp_path: Path) -> None:
     seen = speeds({8: 10, 12: 20, 24: 19})
     assert main(flags(picture_tree, tmp_path / "run", "--global-batch", 24)) == 0
-    assert seen == [8, 12, 24]
+    assert list(dict.fromkeys(seen)) == [8, 12, 24]
     assert kept_size(tmp_path / "run") == 12
 
 
