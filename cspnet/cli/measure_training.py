@@ -318,7 +318,7 @@ def measure_peak(make: Callable[[], Contender], device: torch.device) -> int | N
     updates. None: this system does not tell.
 
     Raises:
-        UserError: what `make` raised.
+        UserError: what `make` raised; or the process has died.
     """
     if device.type == "cuda":
         free_memory(device)
@@ -328,11 +328,9 @@ def measure_peak(make: Callable[[], Contender], device: torch.device) -> int | N
         return None if peak is None else peak - before
     if not _STATUS.exists():
         return None
-    process, here = _start_apart(_tell_peak, make)
-    try:
-        answer = _hear(process, here)
-    except EOFError:
-        answer = UserError("a process that measured memory has died: is the machine's full? Use a smaller --batch-size")
+    process, pipe = _start_apart(_tell_peak, make)
+    with _told_death():
+        answer = _hear(process, pipe)
     process.join()
     if isinstance(answer, UserError):
         raise answer

@@ -264,7 +264,8 @@ def test_a_node_joins_and_a_node_is_lost(alone: Path, pictures: Path, tmp_path: 
     agents.start(*arguments, **environment)
     agents.wait_until(joining.has_reader)
     losing.shut()
-    agents.start(*arguments, **environment)
+    # Ranks go by the agents' addresses, and by their process numbers, which may begin anew between the two.
+    agents.start(*(word.replace("local-addr=127.0.0.1", "local-addr=127.0.0.2") for word in arguments), **environment)
     agents.wait_until(lambda: "saving behind this step" in agents.log(0).read_text())
     joining.open()
     agents.wait_until(losing.has_reader)
