@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -43,6 +44,13 @@ def draw_tree(folder: Path, classes: int, train: int, val: int, seed: int = 0) -
 def picture_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4 classes, 48 training and 10 validation pictures of 30 to 60 px. Read only: copy it before changing it."""
     return draw_tree(tmp_path_factory.mktemp("pictures"), classes=4, train=48, val=10)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_was_imported_is_no_garbage() -> None:
+    """Nor is it looked through for any: with all that the files before have imported, each time would take a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
