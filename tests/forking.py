@@ -34,6 +34,7 @@ from typing import Any, NoReturn, TextIO
 import numpy as np
 import torch
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
 from cspnet.runtime.heap import give_back_freed_memory
 
@@ -187,6 +188,9 @@ def _renew_libraries() -> None:
     np.random.seed()
     torch.seed()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    # torchrun names each of its events by a look through all frames and modules (inspect.stack). With all that are here
+    # it takes so long that heartbeats come too late.
+    dynamic_rendezvous.get_method_name = lambda depth=2: ""
 
 
 def _show_warning(

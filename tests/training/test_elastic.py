@@ -256,7 +256,7 @@ def test_a_node_joins_and_a_node_is_lost(alone: Path, pictures: Path, tmp_path: 
     losing = Gate(find_picture(pictures, epoch=1, step=3, read_before=2), tmp_path / "losing")
     environment, arguments = fill_in("--nnodes=1:2", pictures, folder, processes=1)
     assert environment == {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    arguments.insert(0, "--rdzv-conf=last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=5")
+    arguments.insert(0, "--rdzv-conf=last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=5")
     at = arguments.index("train.py")
     gates = [[str(gate.picture), str(gate.pipe)] for gate in (joining, losing)]
     arguments[at:at] = ["-m", "tests.held", *gates[0], "tests/held.py", *gates[1]]
