@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run train.py; the exit code."""
 
     def work() -> int:
-        with heed_stop_signals() as stop:
+        with heed_stop_signals("train.py") as stop:
             return _train(sys.argv[1:] if argv is None else argv, stop)
 
     return run_door("train.py", work)

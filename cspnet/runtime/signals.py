@@ -44,9 +44,10 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Whether this process has been asked to stop."""
+    """Whether this process, which runs `program`, has been asked to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "") -> None:
+        self.program = program
         self.signal_name = ""
         self.speaks = True
         """Whether this process answers a signal; of several, one should."""
@@ -81,9 +82,13 @@ class StopRequest:
             return
         self.signal_name, self._noted_at_s = signal.Signals(number).name, now_s
         if not self.may_wait:
-            raise Stopped(f"stopped by {self.signal_name}; there was nothing to save")
+            raise Stopped(_in_vain(signal.Signals(number)))
         if self.speaks:
             _say(f"\n{self.signal_name}: saving behind this step, then stopping; again stops at once\n")
+
+
+def _in_vain(number: signal.Signals) -> str:
+    return f"stopped by {number.name}; there was nothing to save"
 
 
 def _say(text: str) -> None:
@@ -107,32 +112,34 @@ def _watched(request: StopRequest) -> Iterator[None]:
 
 
 def _watch(numbers: socket.socket, request: StopRequest) -> None:
-    first_s: float | None = None
+    first: signal.Signals | None = None
+    first_s = 0.0
     with numbers:
         while True:
             try:
                 said = numbers.recv(1)
             except TimeoutError:
                 numbers.settimeout(None)
-                _answer_for_main_thread(request)
+                if first is not None:
+                    _answer_for_main_thread(request, first)
                 continue
             if not said:
                 return
             if said[0] not in STOP_SIGNALS:
                 continue
-            if first_s is None:
-                first_s = time.monotonic()
+            if first is None:
+                first, first_s = signal.Signals(said[0]), time.monotonic()
                 numbers.settimeout(_UNHEEDED_S)
             elif time.monotonic() - first_s > _SAME_REQUEST_S:
                 os._exit(128 + said[0])
 
 
-def _answer_for_main_thread(request: StopRequest) -> None:
+def _answer_for_main_thread(request: StopRequest, number: signal.Signals) -> None:
     if request.is_made:
         return
     if not request.may_wait:
         if request.speaks:
-            _say("\nstopped by a signal; there was nothing to save\n")
+            _say(f"\n{request.program}: {_in_vain(number)}\n")
         os._exit(EXIT_STOPPED)
     if request.speaks:
         _say("\nstopping once the other processes have come; again stops at once\n")
@@ -149,7 +156,7 @@ def leaving_at_signals(codes: Mapping[signal.Signals, int], program: str) -> Ite
     """In this block, which imports and has nothing to lose, each of these signals ends the process with its code."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        _say(f"{program}: stopped by {signal.Signals(number).name}; there was nothing to save\n")
+        _say(f"{program}: {_in_vain(signal.Signals(number))}\n")
         os._exit(codes[signal.Signals(number)])
 
     before = {number: signal.signal(number, leave) for number in codes}
@@ -161,14 +168,14 @@ def leaving_at_signals(codes: Mapping[signal.Signals, int], program: str) -> Ite
 
 
 @contextlib.contextmanager
-def heed_stop_signals() -> Iterator[StopRequest]:
-    """Handle the stop signals of this process; afterwards whoever handled them before does so again.
+def heed_stop_signals(program: str) -> Iterator[StopRequest]:
+    """Handle the stop signals of this process, which runs `program`; behind the block whoever handled them before does.
 
     Behind a Stopped the process is about to end, with everything saved, and where it leaves by force it is about to say
     why: a launcher that stops it then, because another one has ended already, must not change its exit code. Ctrl-C
     ends it at once.
     """
-    request = StopRequest()
+    request = StopRequest(program)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -79,12 +79,41 @@ def test_a_signal_while_it_still_imports(tmp_path: Path, name: str) -> None:
     assert (process.returncode, told) == (75, f"x.py: stopped by {name}; there was nothing to save\n")
 
 
+IN_A_LIBRARY = """
+import ctypes, sys
+sys.path.insert(0, ".")
+from cspnet.cli.flags import run_door
+from cspnet.runtime.signals import heed_stop_signals
+
+def work():
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    with heed_stop_signals("x.py"):
+        library.pthread_mutex_init(mutex, None)
+        library.pthread_mutex_lock(mutex)
+        print("so far", flush=True)
+        library.pthread_mutex_lock(mutex)  # no signal ends this
+
+sys.exit(run_door("x.py", work))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_a_library_does_not_come_back(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.py").write_text(IN_A_LIBRARY)
+    process = start_group(tmp_path / "x.py", forked=False)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "so far\n"
+    process.send_signal(getattr(signal, name))
+    told = process.communicate(timeout=60)[1].lstrip("\n")  # who answers for a stuck main thread begins a new line
+    assert (process.returncode, told) == (75, f"x.py: stopped by {name}; there was nothing to save\n")
+
+
 def test_what_nohup_has_ignored_is_not_heeded() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         assert signal.SIGHUP in list_heeded()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with heed_stop_signals():
+        with heed_stop_signals("x.py"):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     finally:

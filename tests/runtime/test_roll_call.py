@@ -39,7 +39,7 @@ def take_part(rank: int, size: int, port: int, act: Act, end: Connection) -> Non
     """A rank of a run: it meets the others, acts, and meets them again."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
     try:
-        with heed_stop_signals(), join_world(read_world()) as world:
+        with heed_stop_signals("x.py"), join_world(read_world()) as world:
             hurried = hurry(world, TIMEOUT_S)
             with naming_the_missing(hurried, lambda: "step 7"):
                 on_any_rank(hurried, False)
