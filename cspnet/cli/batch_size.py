@@ -18,7 +18,15 @@ from cspnet.errors import CheckpointError, DeviceError
 from cspnet.recipe.batch import settle_batch
 from cspnet.recipe.schema import Recipe
 from cspnet.runtime.distributed import gather_objects
-from cspnet.runtime.memory import describe_memory, find_largest
+from cspnet.runtime.memory import (
+    MARGIN,
+    can_be_measured,
+    describe_memory,
+    find_largest,
+    free_host_bytes,
+    peak_host_bytes,
+    resident_bytes,
+)
 
 __all__ = ["choose_size", "list_sizes", "measure_sizes", "settle_batch_size", "try_sizes"]
 
@@ -64,6 +72,7 @@ def settle_batch_size(
                 "(processes x train.accumulate) cannot share out evenly"
             )
         number = saved // passes
+        place.console.say(f"batch size {number} (auto): that of the run's steps so far")
     elif recipe.train.global_batch is not None:
         share, _ = settle_batch(replace(recipe.train, batch_size=recipe.train.global_batch), place.world.size)
         BatchPlan(len(splits.train), share, 1, place.world.size, recipe.train.seed, recipe.augment.repeats)  # checks
@@ -91,23 +100,33 @@ def choose_size(rates: Mapping[int, float]) -> int:
     return min(size for size, rate in rates.items() if rate >= ENOUGH * best)
 
 
-def measure_sizes(sizes: list[int], attempt: Callable[[int], float]) -> dict[int, float]:
+def measure_sizes(
+    sizes: list[int], attempt: Callable[[int], float], say: Callable[[str], None] = lambda text: None
+) -> dict[int, float]:
     """{size: its rate}, from the smallest on, as far as that pays and fits; the rate of what does not fit is 0.
 
-    A machine changes its pace within minutes, so only what was measured in turns is compared.
+    A machine changes its pace within minutes, so only what was measured in turns is compared. What was found so far is
+    said.
     """
-    rates = _take_turns(_climb(sizes, attempt), attempt)
+    worth = _climb(sizes, attempt, say)
+    if len(worth) > 1:
+        say(f"batch size: {worth[0]} to {worth[-1]} in turns ...")
+    rates = {size: _settle(each) for size, each in _take_turns(worth, attempt).items()}
     return {size: rate for size, rate in rates.items() if rate}
 
 
-def _climb(sizes: list[int], attempt: Callable[[int], float]) -> list[int]:
+def _climb(sizes: list[int], attempt: Callable[[int], float], say: Callable[[str], None]) -> list[int]:
     """The sizes up to the largest that pays: beyond it two in a row do not, or one does not fit."""
     leader, vain = -1, 0
     for number, size in enumerate(sizes):
-        if not attempt(size):
+        first = attempt(size)
+        rates = _take_turns([sizes[leader], size], attempt) if number and first else {size: [first]}
+        if not _settle(rates[size]):
+            say(f"batch size {size}: does not fit")
             break
-        rates = _take_turns([sizes[leader], size], attempt) if number else {}
-        if not number or rates[size] > GAIN * rates[sizes[leader]]:
+        spread = f" ({min(rates[size]):,.1f} to {max(rates[size]):,.1f})" if number else ""
+        say(f"batch size {size}: {_settle(rates[size]):,.1f} images/s{spread}")
+        if not number or _settle(rates[size]) > GAIN * _settle(rates[sizes[leader]]):
             leader, vain = number, 0
             continue
         vain += 1
@@ -116,15 +135,42 @@ def _climb(sizes: list[int], attempt: Callable[[int], float]) -> list[int]:
     return sizes[: leader + 1]
 
 
-def _take_turns(sizes: list[int], attempt: Callable[[int], float]) -> dict[int, float]:
-    """{size: the median of its rates, or 0 if one of them is}"""
-    rates = take_turns({size: functools.partial(attempt, size) for size in sizes}, ROUNDS, warm_up=False)
-    return {size: statistics.median(each) if all(each) else 0.0 for size, each in rates.items()}
+def _take_turns(sizes: list[int], attempt: Callable[[int], float]) -> dict[int, list[float]]:
+    return take_turns({size: functools.partial(attempt, size) for size in sizes}, ROUNDS, warm_up=False)
+
+
+def _settle(rates: list[float]) -> float:
+    """Their median, or 0 if one of them is."""
+    return statistics.median(rates) if all(rates) else 0.0
+
+
+class _HostRoom:
+    """Whether the host's memory is likely to have room for a batch, where the network is trained there: what takes more
+    than there is gets no error, but is killed."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._asks = not can_be_measured(trial.place.device)
+        self._sharers = trial.place.world.local_size
+        self._before = resident_bytes()
+        self._largest = 0
+
+    def is_likely(self, size: int) -> bool:
+        """Whether what the largest batch so far has taken is there as many times as this one is larger."""
+        if not self._asks or not self._largest or size <= self._largest:
+            return True
+        taken = peak_host_bytes() - self._before
+        room = resident_bytes() + free_host_bytes() / self._sharers
+        return self._before + taken * size / self._largest <= (1 - MARGIN) * room
+
+    def note(self, size: int) -> None:
+        """It has been tried."""
+        self._largest = max(self._largest, size)
 
 
 def try_sizes(trial: Trial, sizes: list[int]) -> dict[int, float]:
     """Images per second of the slowest process at each size: see `measure_sizes`."""
     world, device = trial.place.world, trial.place.device
+    host = _HostRoom(trial)
 
     def attempt(size: int) -> float:
         own = 0.0
@@ -133,10 +179,11 @@ def try_sizes(trial: Trial, sizes: list[int]) -> dict[int, float]:
             nonlocal own
             own = size / trial.time_step(size)
 
-        fits = find_largest([size], train, device) is not None
+        fits = host.is_likely(size) and find_largest([size], train, device) is not None
+        host.note(size)
         return min(gather_objects(world, own if fits else 0.0))
 
-    return measure_sizes(sizes, attempt)
+    return measure_sizes(sizes, attempt, trial.place.console.say)
 
 
 def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int:

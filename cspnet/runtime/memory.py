@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -16,10 +19,12 @@ __all__ = [
     "can_be_measured",
     "describe_memory",
     "find_largest",
+    "free_host_bytes",
     "free_memory",
     "is_out_of_memory",
     "peak_bytes",
     "peak_host_bytes",
+    "resident_bytes",
     "room_bytes",
     "told_shortage",
 ]
@@ -27,6 +32,9 @@ __all__ = [
 MARGIN = 0.1
 """Share of the memory a process could have that a trial must leave: that of a long run is in more pieces than that of a
 few steps, and its libraries want some of it."""
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 _SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # MPS and the driver; the CPU; cuBLAS and cuDNN
 
@@ -72,6 +80,37 @@ def peak_host_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # getrusage(2): kilobytes, on macOS bytes
+
+
+def resident_bytes(proc: Path = _PROC) -> int:
+    """What this process has of the host's memory; 0 where nobody tells, which is elsewhere than on Linux."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((proc / "self" / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def free_host_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
+    """What of the host's memory, or of a container's share of it, could still be had; infinity where nobody tells.
+
+    Source: Linux, Documentation/filesystems/proc.rst (MemAvailable), admin-guide/cgroup-v2.rst and
+    admin-guide/cgroup-v1/memory.rst: a group's usage counts files that were read, which make room when it is wanted.
+    """
+    free = math.inf
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        free = 1024 * _read_table(proc / "meminfo")["MemAvailable:"]
+    for folder, most, used, files in (
+        (cgroups, "memory.max", "memory.current", "inactive_file"),
+        (cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, KeyError, ValueError):  # memory.max without a limit is no number
+            limit, usage = (int((folder / name).read_text()) for name in (most, used))
+            free = min(free, max(0, limit - usage + _read_table(folder / "memory.stat")[files]))
+    return free
+
+
+def _read_table(file: Path) -> dict[str, int]:
+    """The first two words of each line."""
+    return {key: int(value) for key, value, *_ in map(str.split, file.read_text().splitlines())}
 
 
 def describe_memory(device: torch.device) -> str:

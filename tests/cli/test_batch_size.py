@@ -6,14 +6,20 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
+from cspnet.cli import batch_size
 from cspnet.cli.batch_size import choose_size, list_sizes, measure_sizes
+from cspnet.cli.build_run import Place
 from cspnet.cli.train import main
 from cspnet.cli.trial import Trial
 from cspnet.recipe.load import load_recipe
+from cspnet.reporting.console import Console
+from cspnet.runtime.distributed import World
 
 Speeds = Callable[[dict[int, float]], list[int]]
 
@@ -140,6 +146,40 @@ def test_a_machine_that_changes_its_pace_changes_no_choice(change: str) -> None:
     assert choose_size(measure_sizes(list(rates), attempt)) == 64
 
 
+def test_what_was_found_is_said_as_it_is_found() -> None:
+    rates, said = {8: 100.0, 16: 120.0, 32: 0.0}, []
+    measure_sizes(list(rates), rates.__getitem__, said.append)
+    assert said == [
+        "batch size 8: 100.0 images/s",
+        "batch size 16: 120.0 images/s (120.0 to 120.0)",
+        "batch size 32: does not fit",
+        "batch size: 8 to 16 in turns ...",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("room", "local_size", "tried"),
+    [(10**9, 1, [8, 16, 32]), (4_700, 1, [8, 16, 32]), (4_600, 1, [8, 16]), (1_900, 1, [8]), (4_700, 2, [8, 16])],
+)
+def test_what_the_host_has_no_room_for_is_not_tried(
+    room: int, local_size: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be killed. Of the room, of which this process has 1000 in the beginning, 32 pictures take 4200, of which
+    a tenth is to be left; what is free is shared with the other processes there."""
+    seen: list[int] = []
+
+    def time_step(size: int) -> float:
+        seen.append(size)
+        return 0.01
+
+    place = Place(World(local_size=local_size), torch.device("cpu"), torch.float32, Console(rank=1))
+    monkeypatch.setattr(batch_size, "resident_bytes", lambda: 1000 + 100 * max(seen, default=0))
+    monkeypatch.setattr(batch_size, "peak_host_bytes", lambda: 1000 + 100 * max(seen))
+    monkeypatch.setattr(batch_size, "free_host_bytes", lambda: room - 1000 - 100 * max(seen))
+    rates = batch_size.try_sizes(cast(Trial, SimpleNamespace(place=place, time_step=time_step)), [8, 16, 32])
+    assert list(dict.fromkeys(seen)) == list(rates) == tried
+
+
 def test_a_run_keeps_its_size(
     speeds: Speeds, picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +193,9 @@ def test_a_run_keeps_its_size(
     assert main(flags(picture_tree, tmp_path / "run", *again, "--steps", 2)) == 0
     assert main(flags(picture_tree, tmp_path / "run", *again, "--steps", 3, "--accumulate", 2)) == 0
     assert seen == []
+    said = capsys.readouterr().out
+    assert "batch size 16 (auto): that of the run's steps so far" in said
+    assert "batch size 8 (auto): that of the run's steps so far" in said
     assert kept_size(tmp_path / "run") == 8  # 2 x 8 pictures a step
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.pt")["global_batch_size"] == 16
     capsys.readouterr()
