@@ -14,7 +14,7 @@ from cspnet.cli.build_run import Place
 from cspnet.cli.measure_speed import take_turns
 from cspnet.cli.trial import Trial
 from cspnet.data.sampler import BatchPlan
-from cspnet.errors import CheckpointError, DeviceError
+from cspnet.errors import CheckpointError, DeviceError, RecipeError
 from cspnet.recipe.batch import settle_batch
 from cspnet.recipe.schema import Recipe
 from cspnet.runtime.distributed import gather_objects
@@ -54,7 +54,8 @@ def settle_batch_size(
 
     Raises:
         DataError: there are fewer pictures than train.global_batch.
-        RecipeError: train.global_batch cannot be shared out evenly.
+        RecipeError: train.global_batch cannot be shared out evenly, or train.micro_batch is a number where one is to be
+            found.
         DeviceError: not even the smallest batch fits.
         CheckpointError: its steps cannot be shared out by so many processes.
     """
@@ -187,7 +188,13 @@ def try_sizes(trial: Trial, sizes: list[int]) -> dict[int, float]:
 
 
 def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int:
-    place.console.say(f"batch size: trying {sizes[0]} to {sizes[-1]} (train.batch_size auto) ...")
+    if isinstance(recipe.train.micro_batch, int):
+        raise RecipeError(
+            f"train.batch_size auto and train.micro_batch {recipe.train.micro_batch}: both say what a forward pass "
+            "takes; give --batch-size a number, or leave --micro-batch out"
+        )
+    largest = f" to {sizes[-1]}" * (len(sizes) > 1)
+    place.console.say(f"batch size: trying {sizes[0]}{largest} (train.batch_size auto) ...")
     rates = try_sizes(Trial(recipe, splits.num_classes, place), sizes)
     if not rates:
         raise DeviceError(

@@ -210,6 +210,21 @@ def test_nothing_fits(speeds: Speeds, picture_tree: Path, tmp_path: Path, capsys
     assert not (tmp_path / "run").exists()
 
 
+def test_a_micro_batch_leaves_nothing_to_find(
+    speeds: Speeds, picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But a run that has found its size goes on in smaller passes."""
+    seen = speeds({8: 10, 16: 20})
+    again = flags(picture_tree, tmp_path / "run", "--resume", "auto", "--micro-batch", 4)
+    assert main(again) == 2
+    told = capsys.readouterr()
+    assert "train.batch_size auto and train.micro_batch 4: both say" in told.err
+    assert (len(told.err.splitlines()), seen) == (1, [])
+    assert main(flags(picture_tree, tmp_path / "run")) == 0
+    assert main([*again, "--steps", "2"]) == 0
+    assert "16 pictures a step (4 x 4 micro-batches" in capsys.readouterr().out
+
+
 def test_a_global_batch_is_shared_out(speeds: Speeds, picture_tree: Path, tmp_path: Path) -> None:
     seen = speeds({8: 10, 12: 20, 24: 19})
     assert main(flags(picture_tree, tmp_path / "run", "--global-batch", 24)) == 0
