@@ -18,6 +18,7 @@ from cspnet.runtime.folder_lock import FolderLock
 from cspnet.training.checkpoint import check_parts, find_checkpoint, holds_checkpoints, newest_step, read_checkpoint
 
 __all__ = ["CHECKPOINT_SOURCE", "SOURCES_FILE", "Start", "find_start", "prepare_folder", "read_sources"]
+__all__ += ["refuse_among_pictures"]
 
 SOURCES_FILE = "sources.json"
 """In a run's folder: {dotted key: where its value came from}."""
@@ -127,13 +128,23 @@ def _refuse_used_folder(folder: Path) -> None:
         )
 
 
+def refuse_among_pictures(folder: Path | None, pictures: Sequence[Path]) -> None:
+    """Refuse a run's folder (None: one in runs/) inside a folder of pictures, where it would be taken for a class.
+
+    Raises:
+        RunFolderError: it lies in one.
+    """
+    for place in pictures:
+        if (folder or Path("runs")).resolve().is_relative_to(place.resolve()):
+            raise RunFolderError(f"{folder or 'runs'}: lies among the pictures of {place}; choose another --output-dir")
+
+
 def prepare_folder(
     recipe_file: Path | None,
     recipe: Recipe,
     start: Start,
     *,
     sources: Mapping[str, str] | None = None,
-    pictures: Sequence[Path] = (),
     warn: Callable[[str], None],
     lock: FolderLock,
 ) -> Path:
@@ -141,14 +152,10 @@ def prepare_folder(
 
     Args:
         sources: {dotted key of the recipe: where its value came from}, to be kept beside it.
-        pictures: folders whose files are pictures: what else lies in them would be taken for a class.
     Raises:
-        RunFolderError: it lies in one of them, is another process's, or cannot be written.
+        RunFolderError: it is another process's, or cannot be written.
     """
     folder = start.folder
-    for place in pictures:
-        if (folder or Path("runs")).resolve().is_relative_to(place.resolve()):
-            raise RunFolderError(f"{folder or 'runs'}: lies among the pictures of {place}; choose another --output-dir")
     try:
         if folder is None:
             folder = _make_default_folder(recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))

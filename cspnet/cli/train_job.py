@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cspnet.cli import build
 from cspnet.cli.batch_size import settle_batch_size
@@ -18,7 +19,7 @@ from cspnet.cli.metering import keep_speed, say_speed
 from cspnet.cli.micro_batch import Shortage, explain_shortage, note_shortage, settle_micro_batch
 from cspnet.cli.repeating import check_repeatable, say_other_machine
 from cspnet.cli.resume import check_checkpoint, check_same_run, restore, say_differences
-from cspnet.cli.run_folder import CHECKPOINT_SOURCE, Start, find_start, prepare_folder
+from cspnet.cli.run_folder import CHECKPOINT_SOURCE, Start, find_start, prepare_folder, refuse_among_pictures
 from cspnet.data.jpeg import IS_INSTALLED
 from cspnet.data.loader import TrainLoader
 from cspnet.errors import EXIT_DONE, CheckpointError, DataError, RecipeError, UserError, shared_errors
@@ -122,6 +123,9 @@ def _run(context: _Context) -> Shortage | None:
     job, console = context.job, context.place.console
     splits = build.open_splits(context.recipe, context.place.world, console.warn)
     with shared_errors():
+        if job.writes:
+            refuse_among_pictures(context.start.folder, build.list_picture_folders(context.recipe.data))
+        model = _build_model(context, splits)  # what is wrong with weights is told before anything is tried
         if context.recipe.train.batch_size == "auto":
             context = replace(context, sources={**context.sources, "train.batch_size": "auto, tried out at the start"})
         from_checkpoint = (context.recipe, splits, context.place, context.checkpoint)
@@ -132,7 +136,7 @@ def _run(context: _Context) -> Shortage | None:
             how = (context.recipe, splits.num_classes, loader.plan, context.place)
             context = replace(context, place=replace(context.place, compiles=settle_compile(*how)))
             check_repeatable(*how, compiled=context.place.compiles)
-        state = _build_state(context, splits)
+        state = _build_state(context, model)
         _check_lowest_lr(context.recipe, loader)
         if context.checkpoint is not None and not job.test_only:
             check_same_run(context.checkpoint, context.recipe, splits, loader.plan.global_batch_size, context.start)
@@ -150,7 +154,6 @@ def _run(context: _Context) -> Shortage | None:
             lambda: prepare_folder(
                 *what,
                 sources=context.sources,
-                pictures=build.list_picture_folders(context.recipe.data),
                 warn=console.warn,
                 lock=context.lock,
             ),
@@ -193,8 +196,8 @@ def _run(context: _Context) -> Shortage | None:
         run.report.close()
 
 
-def _build_state(context: _Context, splits: build.Splits) -> TrainState:
-    """The state a run starts from: fresh, from weights, or from a checkpoint."""
+def _build_model(context: _Context, splits: build.Splits) -> nn.Module:
+    """The network a run starts with: fresh, from weights, or as a checkpoint's, which is still to be restored."""
     recipe, checkpoint, start = context.recipe, context.checkpoint, context.start
     model = build.build_model(recipe, splits.num_classes, context.place.device)
     if checkpoint is not None:
@@ -218,6 +221,12 @@ def _build_state(context: _Context, splits: build.Splits) -> TrainState:
             context.place.console.warn(
                 f"the weights were made for other colours; to give them these: --mean {mean} --std {std}"
             )
+    return model
+
+
+def _build_state(context: _Context, model: nn.Module) -> TrainState:
+    """The state a run starts from, with a checkpoint's restored. It seeds the generators."""
+    recipe, checkpoint, start = context.recipe, context.checkpoint, context.start
     if recipe.train.sync_bn:
         model = build.convert_sync_bn(model, context.place.device)
     state = build.build_state(recipe, model, context.place.world, context.place.device, context.place.amp_dtype)

@@ -31,7 +31,7 @@ __all__ = ["Trial"]
 class Trial:
     """Network, optimizer and average of a recipe, fresh, on the device. No other process hears of it.
 
-    Build it before the run's own state, which seeds torch's generators anew.
+    Build it before the run's own state (`build_state`), which seeds torch's generators anew.
     """
 
     def __init__(self, recipe: Recipe, num_classes: int, place: Place, *, compiled: bool = False) -> None:

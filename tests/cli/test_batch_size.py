@@ -210,6 +210,27 @@ def test_nothing_fits(speeds: Speeds, picture_tree: Path, tmp_path: Path, capsys
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--pretrained", "nothing.pt"),
+        ("--output-dir", "train"),
+        ("--output-dir", "val/class_0/run"),
+        ("--model-kwargs", "{drop_rate: 7}"),
+        ("--grad-checkpointing", "true", "--model", "torchvision/resnet18"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_tried(
+    wrong: tuple[str, ...], speeds: Speeds, picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = speeds({8: 10, 16: 20})
+    words = [picture_tree / word if word[:5] in ("train", "val/c") else word for word in wrong]
+    assert main(flags(picture_tree, tmp_path / "run", *words)) == 2
+    told = capsys.readouterr()
+    assert (told.out, len(told.err.splitlines()), seen) == ("", 1, [])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_micro_batch_leaves_nothing_to_find(
     speeds: Speeds, picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
