@@ -137,7 +137,8 @@ def _climb(sizes: list[int], attempt: Callable[[int], float], say: Callable[[str
 
 
 def _take_turns(sizes: list[int], attempt: Callable[[int], float]) -> dict[int, list[float]]:
-    return take_turns({size: functools.partial(attempt, size) for size in sizes}, ROUNDS, warm_up=False)
+    work = {size: functools.partial(attempt, size) for size in sizes}
+    return take_turns(work, ROUNDS, warm_up=False, shows=False)
 
 
 def _settle(rates: list[float]) -> float:

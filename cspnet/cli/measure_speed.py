@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from cspnet.cli.build import build_model, build_network, build_state
 from cspnet.data.mixing import soft_targets
 from cspnet.errors import DeviceError
 from cspnet.recipe.schema import DataRecipe, ModelRecipe, Recipe, TrainRecipe
+from cspnet.reporting.console import open_bar
 from cspnet.reporting.model_table import Speed
 from cspnet.runtime.determinism import deterministic_algorithms
 from cspnet.runtime.device import choose_amp_dtype
@@ -166,19 +168,24 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def take_turns(
-    work: Mapping[Name, Callable[[], float]], repeats: int, *, warm_up: bool = True
+    work: Mapping[Name, Callable[[], float]], repeats: int, *, warm_up: bool = True, shows: bool = True
 ) -> dict[Name, list[float]]:
-    """What each piece of work returns in each of `repeats` rounds; a round before them warms up.
+    """What each piece of work returns in each of `repeats` rounds; a round before them warms up. On a terminal a bar
+    goes on between them.
 
     They take turns, so that whatever else the machine does meets all of them alike; every other round goes backwards,
     so that none is always the one behind the heaviest.
     """
     found: dict[Name, list[float]] = {name: [] for name in work}
-    for repeat in range(-1 if warm_up else 0, repeats):
-        for name in list(work)[:: -1 if repeat % 2 else 1]:
-            value = work[name]()
-            if repeat >= 0:
-                found[name].append(value)
+    rounds = range(-1 if warm_up else 0, repeats)
+    with open_bar(len(rounds) * len(work), "measured", "turn") if shows else nullcontext() as bar:
+        for repeat in rounds:
+            for name in list(work)[:: -1 if repeat % 2 else 1]:
+                value = work[name]()
+                if repeat >= 0:
+                    found[name].append(value)
+                if bar is not None:
+                    bar.update()
     return found
 
 

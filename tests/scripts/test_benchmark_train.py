@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -267,6 +268,19 @@ def test_turns() -> None:
     assert "".join(calls) == "cba" + "abc" + "cba"
     calls.clear()
     assert take_turns(work, 2, warm_up=False) == {"a": [1, 6], "b": [2, 5], "c": [3, 4]}
+
+
+def test_a_terminal_sees_how_far_the_rounds_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    slow = {name: lambda: time.sleep(0.2) or 1.0 for name in "ab"}  # tqdm draws ten times a second
+    take_turns(slow, 1, shows=False)
+    assert terminal.getvalue() == ""
+    take_turns(slow, 1)
+    seen = terminal.getvalue()
+    assert all(f"{number}/4 " in seen for number in range(5))
+    assert seen.rsplit("\r", 2)[1].strip() == ""
 
 
 CASES = {
