@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ import cspnet
 from cspnet.cli import build
 from cspnet.cli.benchmark_report import check_bounds, describe_machine, ratios, spread, write_report
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
+from cspnet.cli.measure_speed import take_turns
 from cspnet.cli.outputs import check_outputs
 from cspnet.cli.subject import build_folded
 from cspnet.cli.validate_job import run_pass
@@ -238,10 +240,8 @@ def measure(args: Any) -> dict[str, Any]:
         cspnet.load_weights(model, args.weights)
     rows, whose = plan_rows(args.model, model, index, recipe, device, args.workers)
     found = {name: rows[name](True) for name in sorted(rows, key=lambda name: name != DEFAULT)}  # ours refuses first
-    rates: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(args.repeats):
-        for name, run in rows.items():
-            rates[name].append(len(index) / run(False).seconds)
+    work = {name: partial(lambda run: len(index) / run(False).seconds, run) for name, run in rows.items()}
+    rates = take_turns(work, args.repeats, warm_up=False)
     return {
         "machine": describe_machine(("torch", "timm", "pillow", "simplejpeg")),
         "device": str(device),
