@@ -96,7 +96,7 @@ def measure(
 
 def sweep(name: str, size_px: int, sizes: list[int], steps: int, repeats: int, device: torch.device) -> dict[str, Any]:
     """{batch size: images per second in each round}, and the one that `--batch-size auto` takes of them."""
-    from cspnet.cli.batch_size import choose_size, try_sizes
+    from cspnet.cli.batch_size import HostRoom, choose_size, try_sizes
     from cspnet.cli.build_run import Place
     from cspnet.cli.measure_speed import NUM_CLASSES, Trial, take_turns
     from cspnet.cli.measure_training import OurUpdates, recipe_of
@@ -112,9 +112,12 @@ def sweep(name: str, size_px: int, sizes: list[int], steps: int, repeats: int, d
     with told_shortage(device, f"with --sweep up to {sizes[-1]}, all sizes side by side", "use less"):
         recipe = recipe_of(name, size_px, sizes[0], values)
         place = Place(World(), device, trials[sizes[0]].amp_dtype, Console(rank=1))
-        tried = try_sizes(TriedRun(recipe, NUM_CLASSES, place), sizes)
+        host = HostRoom(place, size_px)
+        tried = try_sizes(TriedRun(recipe, NUM_CLASSES, place), sizes, host)
         if not tried:
             raise UserError(f"--sweep: not even {sizes[0]} pictures fit; use less")
+        if not host.is_likely(sizes[-1]):
+            raise UserError(f"--sweep {sizes[-1]}: the host's memory is unlikely to have room for it; use less")
         free_memory(device)
         work = {
             str(size): OurUpdates(recipe_of(name, size_px, size, values), trial).time_training
@@ -165,7 +168,7 @@ def main() -> int:
     """The command line."""
     parser = FlagParser(prog="tune.py", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="the network, as for train.py --model")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures of a step [%(default)s]")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures of a step [64]")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="side of a picture [%(default)s]")
     parser.add_argument("--steps", type=int, default=2, metavar="N", help="between looks at the clock [%(default)s]")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds measured [%(default)s]")
@@ -180,7 +183,8 @@ def main() -> int:
     from cspnet.cli.outputs import check_outputs
     from cspnet.runtime.device import choose_device
 
-    limits = [("batch-size", args.batch_size, 1, 10**6), ("size", args.size, 8, 4096)]
+    batch_size = 64 if args.batch_size is None else args.batch_size
+    limits = [("batch-size", batch_size, 1, 10**6), ("size", args.size, 8, 4096)]
     check_bounds([*limits, ("steps", args.steps, 1, 10**6), ("repeats", args.repeats, 1, 1000)])
     check_outputs({"--json": args.json, "--markdown": args.markdown})
     device = choose_device(args.device)
@@ -190,9 +194,11 @@ def main() -> int:
         check_bounds([("sweep", size, 1, 10**6) for size in args.sweep])
         if args.compile:
             raise UserError("--sweep and --compile: one at a time")
+        if args.batch_size is not None:
+            raise UserError("--sweep and --batch-size: --sweep has the sizes")
         found = sweep(args.model, args.size, sorted(set(args.sweep)), args.steps, args.repeats, device)
     else:
-        how = (args.model, args.size, args.batch_size, args.steps, args.repeats, device)
+        how = (args.model, args.size, batch_size, args.steps, args.repeats, device)
         found = measure(*how, compiles=args.compile)
     report = {"machine": describe_machine(("torch",)), "model": args.model, "size_px": args.size, **found}
     head = [report["machine"], f"{args.model}, {args.size} px, {found['trial']}; median (lowest to highest)", ""]

@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from cspnet.cli.build import Splits
 from cspnet.cli.build_run import Place
 from cspnet.cli.measure_speed import take_turns
 from cspnet.cli.trial import Trial
 from cspnet.data.sampler import BatchPlan
+from cspnet.data.transforms import build_sizes
 from cspnet.errors import CheckpointError, DeviceError, RecipeError
 from cspnet.recipe.batch import settle_batch
 from cspnet.recipe.schema import Recipe
@@ -28,7 +31,7 @@ from cspnet.runtime.memory import (
     resident_bytes,
 )
 
-__all__ = ["choose_size", "list_sizes", "measure_sizes", "settle_batch_size", "try_sizes"]
+__all__ = ["HostRoom", "choose_size", "list_sizes", "measure_sizes", "settle_batch_size", "try_sizes"]
 
 SMALLEST = 8
 """BatchNorm's statistics are poor below it."""
@@ -70,7 +73,7 @@ def settle_batch_size(
         if saved % passes:
             raise CheckpointError(
                 f"train.batch_size: the run's steps take {saved} pictures, which {passes} forward passes "
-                "(processes x train.accumulate) cannot share out evenly"
+                "(processes x train.accumulate) cannot share out evenly; use another number of either"
             )
         number = saved // passes
         place.console.say(f"batch size {number} (auto): that of the run's steps so far")
@@ -113,6 +116,9 @@ def measure_sizes(
     if len(worth) > 1:
         say(f"batch size: {worth[0]} to {worth[-1]} in turns ...")
     rates = {size: _settle(each) for size, each in _take_turns(worth, attempt).items()}
+    for size, rate in rates.items():
+        if not rate:
+            say(f"batch size {size}: does not fit any more")
     return {size: rate for size, rate in rates.items() if rate}
 
 
@@ -146,13 +152,14 @@ def _settle(rates: list[float]) -> float:
     return statistics.median(rates) if all(rates) else 0.0
 
 
-class _HostRoom:
+class HostRoom:
     """Whether the host's memory is likely to have room for a batch, where the network is trained there: what takes more
     than there is gets no error, but is killed."""
 
-    def __init__(self, trial: Trial) -> None:
-        self._asks = not can_be_measured(trial.place.device)
-        self._sharers = trial.place.world.local_size
+    def __init__(self, place: Place, side_px: int) -> None:
+        self._picture_bytes = 3 * side_px**2 * torch.float32.itemsize
+        self._asks = not can_be_measured(place.device)
+        self._sharers = place.world.local_size
         self._before = resident_bytes()
         self._largest = 0
 
@@ -160,7 +167,8 @@ class _HostRoom:
         """Whether what the largest batch so far has taken is there as many times as this one is larger."""
         if not self._asks or not self._largest or size <= self._largest:
             return True
-        taken = peak_host_bytes() - self._before
+        # What was freed before may have been room enough for the first batch, but it is not for any number of pictures.
+        taken = max(peak_host_bytes() - self._before, self._largest * self._picture_bytes)
         room = resident_bytes() + free_host_bytes() / self._sharers
         return self._before + taken * size / self._largest <= (1 - MARGIN) * room
 
@@ -169,10 +177,9 @@ class _HostRoom:
         self._largest = max(self._largest, size)
 
 
-def try_sizes(trial: Trial, sizes: list[int]) -> dict[int, float]:
-    """Images per second of the slowest process at each size: see `measure_sizes`."""
+def try_sizes(trial: Trial, sizes: list[int], host: HostRoom) -> dict[int, float]:
+    """Images per second of the slowest process at each size, of which `host` keeps what they take: `measure_sizes`."""
     world, device = trial.place.world, trial.place.device
-    host = _HostRoom(trial)
 
     def attempt(size: int) -> float:
         own = 0.0
@@ -181,8 +188,10 @@ def try_sizes(trial: Trial, sizes: list[int]) -> dict[int, float]:
             nonlocal own
             own = size / trial.time_step(size)
 
-        fits = host.is_likely(size) and find_largest([size], train, device) is not None
-        host.note(size)
+        fits = False
+        if host.is_likely(size):
+            fits = find_largest([size], train, device) is not None
+            host.note(size)
         return min(gather_objects(world, own if fits else 0.0))
 
     return measure_sizes(sizes, attempt, trial.place.console.say)
@@ -196,7 +205,8 @@ def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int
         )
     largest = f" to {sizes[-1]}" * (len(sizes) > 1)
     place.console.say(f"batch size: trying {sizes[0]}{largest} (train.batch_size auto) ...")
-    rates = try_sizes(Trial(recipe, splits.num_classes, place), sizes)
+    side_px = build_sizes(recipe.data).sizes()[-1]
+    rates = try_sizes(Trial(recipe, splits.num_classes, place), sizes, HostRoom(place, side_px))
     if not rates:
         raise DeviceError(
             f"train.batch_size: not even {sizes[0]} pictures fit on {describe_memory(place.device)}: use a smaller "
@@ -206,5 +216,5 @@ def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int
     tried = ", ".join(f"{size}: {rate:,.1f}" for size, rate in rates.items())
     tried += "; more are no faster, or do not fit" if max(rates) < sizes[-1] else ""
     lr = "" if recipe.optim.lr_base_size else f"; lr stays {recipe.optim.lr:g} (--lr-base-size N scales it)"
-    place.console.say(f"batch size {number} (auto), by images/s of a process ({tried}){lr}")
+    place.console.say(f"batch size {number} (auto), by images/s of a process on drawn pictures ({tried}){lr}")
     return number

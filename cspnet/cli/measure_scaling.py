@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import multiprocessing.resource_tracker
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from cspnet.errors import DeviceError
 from cspnet.recipe.schema import Recipe
 from cspnet.runtime.device import choose_device
 from cspnet.runtime.distributed import World
+from cspnet.runtime.processes import held_back_signals, leave_with_parent
 
 __all__ = ["Scaling", "counts_up_to", "measure_scaling"]
 
@@ -79,9 +81,7 @@ def measure_scaling(scaling: Scaling, counts: Sequence[int]) -> dict[int, dict[s
     with tempfile.TemporaryDirectory(prefix="cspnet-scaling-") as folder:
         answer = Path(folder) / "answer.json"
         try:
-            start_processes(
-                _work, (scaling, list(counts), f"{folder}/meeting", answer), nprocs=max(counts), start_method="spawn"
-            )
+            _run(_work, (scaling, list(counts), f"{folder}/meeting", answer), max(counts))
         except (ProcessRaisedException, ProcessExitedException) as error:
             reason = str(error).strip().splitlines()[-1]
             raise DeviceError(f"{max(counts)} processes with --batch-size {scaling.batch_size}: {reason}") from error
@@ -89,8 +89,23 @@ def measure_scaling(scaling: Scaling, counts: Sequence[int]) -> dict[int, dict[s
     return {int(count): rates for count, rates in found.items()}
 
 
+def _run(work: Callable[..., None], args: tuple[Any, ...], processes: int) -> None:
+    """work(rank, *args) in each of so many processes, which leave signals to this one and end with it."""
+    multiprocessing.resource_tracker.ensure_running()  # its own start would let signals through again
+    with held_back_signals():
+        started = start_processes(work, args, nprocs=processes, join=False, daemon=True, start_method="spawn")
+    try:
+        while not started.join():
+            pass
+    except KeyboardInterrupt:
+        for process in started.processes:
+            process.terminate()
+        raise
+
+
 def _work(rank: int, scaling: Scaling, counts: list[int], meeting: str, answer: Path) -> None:
     """One of the processes; the first one writes the answer."""
+    leave_with_parent()
     is_cuda = scaling.device == "cuda"
     if not is_cuda:
         torch.set_num_threads(1)
@@ -113,7 +128,7 @@ def _work(rank: int, scaling: Scaling, counts: list[int], meeting: str, answer: 
             updates = _ParallelUpdates(scaling.recipe, trial, world)
         for mode in (EXCHANGING, QUIET):
             work[count, mode] = _timed(updates, count, mode)
-    rates = take_turns(work, scaling.repeats)
+    rates = take_turns(work, scaling.repeats, shows=rank == 0)
     if rank == 0:
         found = {count: {mode: rates[count, mode] for mode in (EXCHANGING, QUIET)} for count in counts}
         answer.write_text(json.dumps(found))

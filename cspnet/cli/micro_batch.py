@@ -46,8 +46,8 @@ def settle_micro_batch(recipe: Recipe, splits: Splits, loader: TrainLoader, plac
         return loader
     if not can_be_measured(device):
         place.console.say(
-            f"micro-batch {plan.batch_size}, as without train.micro_batch auto: only a CUDA GPU, and no "
-            f"{device.type}, says how much fits"
+            f"micro-batch {plan.batch_size}, as without train.micro_batch auto: a CUDA GPU says how much fits, and "
+            f"{device.type} does not"
         )
         return loader
     share = plan.batch_size * plan.accumulate

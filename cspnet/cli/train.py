@@ -110,8 +110,8 @@ def _train(argv: Sequence[str], stop: StopRequest) -> int:
     with shared_errors():
         args = create_parser().parse_all(argv)
         overrides = read_overrides(args)
-        if args.data is not None:
-            overrides.setdefault("data.root", args.data)
+        if args.data is not None and (other := overrides.setdefault("data.root", args.data)) != args.data:
+            raise UserError(f"{args.data!r} and --data-path {other}: both name the data set; give one of them")
         resolved = load_recipe(args.recipe, overrides)  # a typo is told before PyTorch is loaded
         for other in ("dry_run", "test_only"):
             if args.profile and getattr(args, other):

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -35,13 +35,19 @@ few steps, and its libraries want some of it."""
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
+_LIMITS = {
+    "": (".", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""{controller in /proc/self/cgroup, none in version 2: its folder, the files of limit and usage, and the line of
+memory.stat that says how much of the usage are files}"""
 
 _SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # MPS and the driver; the CPU; cuBLAS and cuDNN
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory is full: of the device, or of the host where the device is a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
     )
 
@@ -90,7 +96,8 @@ def resident_bytes(proc: Path = _PROC) -> int:
 
 
 def free_host_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
-    """What of the host's memory, or of a container's share of it, could still be had; infinity where nobody tells.
+    """What of the host's memory could still be had within the bounds of this process's group (that of a container, a
+    job or a service) and of those around it; infinity where nobody tells.
 
     Source: Linux, Documentation/filesystems/proc.rst (MemAvailable), admin-guide/cgroup-v2.rst and
     admin-guide/cgroup-v1/memory.rst: a group's usage counts files that were read, which make room when it is wanted.
@@ -98,14 +105,24 @@ def free_host_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
     free = math.inf
     with contextlib.suppress(OSError, KeyError, ValueError):
         free = 1024 * _read_table(proc / "meminfo")["MemAvailable:"]
-    for folder, most, used, files in (
-        (cgroups, "memory.max", "memory.current", "inactive_file"),
-        (cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
+    for folder, most, used, files in _list_groups(proc, cgroups):
         with contextlib.suppress(OSError, KeyError, ValueError):  # memory.max without a limit is no number
             limit, usage = (int((folder / name).read_text()) for name in (most, used))
             free = min(free, max(0, limit - usage + _read_table(folder / "memory.stat")[files]))
     return free
+
+
+def _list_groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, str, str, str]]:
+    """The folders of the groups that bound this process, inmost first, and what `_LIMITS` names in each."""
+    own = dict.fromkeys(_LIMITS, PurePosixPath("/"))
+    with contextlib.suppress(OSError, ValueError):
+        for line in (proc / "self" / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if ".." not in path.split("/"):  # outside of what this process sees
+                own.update({name: PurePosixPath(path) for name in controllers.split(",") if name in own})
+    for controller, (folder, *names) in _LIMITS.items():
+        for group in (own[controller], *own[controller].parents):
+            yield cgroups / folder / group.relative_to("/"), names[0], names[1], names[2]
 
 
 def _read_table(file: Path) -> dict[str, int]:
@@ -131,7 +148,7 @@ def told_shortage(device: torch.device, moment: str, advice: str) -> Iterator[No
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(f"out of memory {moment}, on {describe_memory(device)}: {advice}") from error
@@ -147,7 +164,7 @@ def find_largest(sizes: Iterable[int], attempt: Callable[[int], None], device: t
         try:
             attempt(size)
             fits = peak_bytes(device) <= most
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             fits = False

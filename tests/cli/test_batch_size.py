@@ -125,7 +125,9 @@ def test_a_size_that_fits_only_at_times_is_not_taken() -> None:
         seen.append(size)
         return 0.0 if size == 16 and seen.count(16) == 6 else size
 
-    assert measure_sizes([8, 16], attempt) == {8: 8}
+    said: list[str] = []
+    assert measure_sizes([8, 16], attempt, said.append) == {8: 8}
+    assert said[-1] == "batch size 16: does not fit any more"
     assert seen.count(16) > 6
 
 
@@ -176,7 +178,8 @@ def test_what_the_host_has_no_room_for_is_not_tried(
     monkeypatch.setattr(batch_size, "resident_bytes", lambda: 1000 + 100 * max(seen, default=0))
     monkeypatch.setattr(batch_size, "peak_host_bytes", lambda: 1000 + 100 * max(seen))
     monkeypatch.setattr(batch_size, "free_host_bytes", lambda: room - 1000 - 100 * max(seen))
-    rates = batch_size.try_sizes(cast(Trial, SimpleNamespace(place=place, time_step=time_step)), [8, 16, 32])
+    trial = cast(Trial, SimpleNamespace(place=place, time_step=time_step))
+    rates = batch_size.try_sizes(trial, [8, 16, 32], batch_size.HostRoom(place, side_px=1))
     assert list(dict.fromkeys(seen)) == list(rates) == tried
 
 
@@ -187,7 +190,8 @@ def test_a_run_keeps_its_size(
     again = ("--resume", "auto", "--lr", 0.01)
     assert main(flags(picture_tree, tmp_path / "run", *again)) == 0
     assert (
-        "batch size 16 (auto), by images/s of a process (8: 10.0, 16: 20.0); lr stays 0.01" in capsys.readouterr().out
+        "batch size 16 (auto), by images/s of a process on drawn pictures (8: 10.0, 16: 20.0); lr stays 0.01"
+        in capsys.readouterr().out
     )
     seen.clear()
     assert main(flags(picture_tree, tmp_path / "run", *again, "--steps", 2)) == 0

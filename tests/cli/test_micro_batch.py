@@ -149,7 +149,7 @@ def test_without_a_gpu_auto_says_that_it_does_nothing(
     picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(flags(picture_tree, tmp_path / "run", "--micro-batch", "auto", "--steps", 1)) == 0
-    assert "micro-batch 8, as without train.micro_batch auto: only a CUDA GPU" in capsys.readouterr().out
+    assert "micro-batch 8, as without train.micro_batch auto: a CUDA GPU says" in capsys.readouterr().out
 
 
 def test_a_trial_does_what_a_step_does(picture_tree: Path, device: FullDevice) -> None:

@@ -777,6 +777,11 @@ def _resume_another_number_of_classes(folder: Path, data: Path) -> list[str]:
     return flags(data, *going_on(folder))
 
 
+@refused("'false' and --data-path", "give one of them")
+def _a_word_behind_a_flag_that_takes_none(folder: Path, data: Path) -> list[str]:
+    return flags(data, "--model-ema", "false", *new(folder))
+
+
 @refused("pictures.txt: not a folder", "--data-path")
 def _a_file_as_the_data_set(folder: Path, data: Path) -> list[str]:
     (folder.parent / "pictures.txt").touch()

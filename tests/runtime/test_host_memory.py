@@ -44,6 +44,33 @@ def test_what_is_free_is_the_least_of_host_and_container(tmp_path: Path, files: 
     assert free_host_bytes(tmp_path, tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("0::/jobs/mine\n", 100),
+        ("0::/jobs\n", 300),
+        ("0::/jobs/gone\n", 300),
+        ("0::/\n", FREE),
+        ("0::/../jobs/mine\n", FREE),
+        ("7:cpu,memory:/jobs/mine\n0::/\n", 200),
+        ("7:cpu:/jobs/mine\n", FREE),
+        ("nonsense", FREE),
+    ],
+)
+def test_a_process_is_bound_by_its_group_and_those_around_it(tmp_path: Path, lines: str, expected: int) -> None:
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text(lines)
+    for folder, limit in (("jobs", 600), ("jobs/mine", 400), ("memory/jobs/mine", 500)):
+        place = tmp_path / folder
+        place.mkdir(parents=True)
+        names = ("limit_in_bytes", "usage_in_bytes") if folder.startswith("memory") else ("max", "current")
+        for name, value in zip(names, (limit, 500), strict=True):
+            (place / f"memory.{name}").write_text(f"{value}\n")
+        (place / "memory.stat").write_text(STAT_1 if folder.startswith("memory") else STAT)
+    assert free_host_bytes(tmp_path, tmp_path) == expected
+
+
 def test_where_nobody_tells_there_is_no_bound(tmp_path: Path) -> None:
     assert free_host_bytes(tmp_path, tmp_path) == math.inf
     assert resident_bytes(tmp_path) == 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import statistics
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from cspnet.cli.measure_scaling import counts_up_to
 from cspnet.errors import UserError
 from scripts import benchmark_scaling
 from tests.conftest import ROOT
+from tests.processes import members_of, start_group
 
 # 100 images at 1000 a second: a step of 100 ms. Four buckets of gradients.
 ASSUMED = Assumptions(
@@ -111,6 +115,26 @@ def test_counts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_processes(number: signal.Signals, tmp_path: Path) -> None:
+    """A terminal sends it to all of them, while they wait for each other."""
+    flags = ("--device", "cpu", "--size", 32, "--batch-size", 2, "--processes", 2, "--repeats", 1000)
+    command = ("scripts/benchmark_scaling.py", "cspdarknet_tiny", *flags)
+    process = start_group(*command, variables={"TMPDIR": str(tmp_path)}, forked=False)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("cspnet-scaling-*/meeting")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    told = process.communicate(timeout=60)
+    said = {signal.SIGINT: (130, "benchmark_scaling.py: interrupted\n"), signal.SIGTERM: (-signal.SIGTERM, "")}
+    assert (process.returncode, *told) == (said[number][0], "", said[number][1])
+    while members_of(process.pid):
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.05)
+
+
 def test_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two processes on two cores, or on what is said to be two; the figures belong together."""
     monkeypatch.setattr("cspnet.runtime.processes.count_cores", lambda: 2)

@@ -115,14 +115,23 @@ def test_what_a_run_would_find_is_judged_by_the_sweep(
     tried: dict[int, float], auto: str, share: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It looks for itself, at the start of a run, and not at the sweep."""
-    monkeypatch.setattr("cspnet.cli.batch_size.try_sizes", lambda trial, sizes: tried)
+    monkeypatch.setattr("cspnet.cli.batch_size.try_sizes", lambda trial, sizes, host: tried)
     monkeypatch.setattr("cspnet.cli.measure_speed.take_turns", lambda work, repeats: {"8": [2.0], "16": [4.0]})
     found = tune.sweep("cspdarknet_tiny", 32, [8, 16], 1, 1, CPU)
     assert found["auto"] == auto
     assert tune.sweep_lines(found)[-1].endswith(f"{share} ({share} to {share}) of the fastest")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody tells elsewhere how much there is")
+def test_what_the_host_has_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be killed, and what was measured with it."""
+    with pytest.raises(UserError, match=f"^--sweep {2**30}: the host's memory is unlikely to have room") as caught:
+        tune.sweep("cspdarknet_tiny", 32, [8, 2**30], 1, 1, CPU)
+    assert caught.value.exit_code == 2
+
+
 CASES = {
+    "cspdarknet_tiny --sweep 8 --batch-size 8": "--sweep has the sizes",
     "cspdarknet_tiny --sweep 8 0": "--sweep 0",
     "cspdarknet_tiny --sweep 8 --compile": "one at a time",
     "cspdarknet_tiny --repeats 0": "--repeats 0",
