@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import multiprocessing.resource_tracker
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from cspnet.cli.build import build_network
@@ -99,13 +101,14 @@ def _run(work: Callable[..., None], args: tuple[Any, ...], processes: int) -> No
             pass
     except KeyboardInterrupt:
         for process in started.processes:
-            process.terminate()
+            process.kill()  # while they meet, they heed nothing else
         raise
 
 
 def _work(rank: int, scaling: Scaling, counts: list[int], meeting: str, answer: Path) -> None:
     """One of the processes; the first one writes the answer."""
     leave_with_parent()
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # while the processes meet, no other thread gets to look after the parent
     is_cuda = scaling.device == "cuda"
     if not is_cuda:
         torch.set_num_threads(1)
