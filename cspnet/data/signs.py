@@ -103,16 +103,28 @@ class Signs:
 
 
 class Alarm:
-    """Ends what the main thread reads by itself when it takes longer than the limit of its signs."""
+    """Ends what the main thread reads by itself when it takes longer than the limit of its signs; to be closed."""
 
     def __init__(self, signs: Signs) -> None:
         self.signs = signs
-        self.is_over = threading.Event()
+        self._is_over = threading.Event()
         self._lock = threading.Lock()
         self._is_reading = False
         self._verdict: StalledError | None = None
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_kill"):
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._thread.start()
+
+    def close(self) -> None:
+        """No more will be read.
+
+        Behind this the thread is gone: one that were still to forget the signs' tensor while the interpreter ends would
+        wait for that in C++, and abort the process.
+        """
+        self._is_over.set()
+        is_here = threading.current_thread() is self._thread  # which collects garbage
+        if self._thread.is_alive() and not is_here and not sys.is_finalizing():
+            self._thread.join()
 
     @contextlib.contextmanager
     def set(self) -> Iterator[None]:
@@ -142,7 +154,7 @@ class Alarm:
 
     def _watch(self) -> None:
         looked_s = time.monotonic()
-        while not self.is_over.wait(self.signs.look_s):
+        while not self._is_over.wait(self.signs.look_s):
             waited_s, looked_s = time.monotonic() - looked_s, time.monotonic()
             if not self._is_reading:
                 continue
@@ -153,7 +165,7 @@ class Alarm:
                 with self._lock:
                     if self._is_reading:
                         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-                if not self.is_over.wait(_RAISE_S) and self._is_reading:
+                if not self._is_over.wait(_RAISE_S) and self._is_reading:
                     os.write(2, f"{Path(sys.argv[0]).name}: error: {error}\n".encode())
                     os._exit(error.exit_code)
                 return

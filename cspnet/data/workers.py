@@ -69,12 +69,13 @@ def read_all(loader: DataLoader[T], signs: Signs | None = None) -> Iterator[T]:
         items: Iterator[T] = iter(loader)
     processes = [process for process in multiprocessing.active_children() if process not in others]
     if signs is not None and not loader.num_workers:
-        items = _read_in_time(items, Alarm(signs))
+        items = _read_in_time(items, signs)
     return _watch(items, processes, loader.prefetch_factor or 0, signs)
 
 
-def _read_in_time(items: Iterator[T], alarm: Alarm) -> Iterator[T]:
+def _read_in_time(items: Iterator[T], signs: Signs) -> Iterator[T]:
     """Without processes: the items, none of which may take too long."""
+    alarm = Alarm(signs)
     try:
         while True:
             with alarm.set():
@@ -84,7 +85,7 @@ def _read_in_time(items: Iterator[T], alarm: Alarm) -> Iterator[T]:
                     return
             yield item
     finally:
-        alarm.is_over.set()
+        alarm.close()
 
 
 @contextlib.contextmanager

@@ -114,6 +114,17 @@ def test_a_loop_that_takes_its_time_is_no_hang(index: SampleIndex, workers: int)
     assert sum(len(batch.images) for batch in itertools.islice(batches, 20)) == 80
 
 
+@STARTS
+def test_no_thread_outlives_the_reading(index: SampleIndex, start: Start) -> None:
+    """One that ends together with the interpreter may abort it."""
+    before = threading.enumerate()
+    for _ in range(20):
+        batches = start(index, 0)
+        next(batches)
+        del batches
+        assert threading.enumerate() == before
+
+
 def test_time_in_which_the_program_was_suspended_does_not_count() -> None:
     signs = Signs(1, 10.0, str)
     signs.rows[0, 0] = 3
