@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import truediv
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ MOST_LEFT_OUT = 0.1
 GAIN = 1.01
 """What counts as faster; after two sizes in a row that are not, larger ones are not tried."""
 ROUNDS = 3
-"""In which sizes take turns, and whose medians are compared."""
+"""In which two sizes take turns until it is known which are worth a closer look."""
+LAST_ROUNDS = 5
+"""In which those take turns."""
 
 _DEFAULT = 64
 """Where nothing is trained."""
@@ -109,13 +112,13 @@ def measure_sizes(
 ) -> dict[int, float]:
     """{size: its rate}, from the smallest on, as far as that pays and fits; the rate of what does not fit is 0.
 
-    A machine changes its pace within minutes, so only what was measured in turns is compared. What was found so far is
-    said.
+    A machine changes its pace, so only what was measured in turns is compared, round by round. What was found so far
+    is said.
     """
     worth = _climb(sizes, attempt, say)
     if len(worth) > 1:
         say(f"batch size: {worth[0]} to {worth[-1]} in turns ...")
-    rates = {size: _settle(each) for size, each in _take_turns(worth, attempt).items()}
+    rates = _take_turns(worth, attempt, LAST_ROUNDS)
     for size, rate in rates.items():
         if not rate:
             say(f"batch size {size}: does not fit any more")
@@ -127,13 +130,16 @@ def _climb(sizes: list[int], attempt: Callable[[int], float], say: Callable[[str
     leader, vain = -1, 0
     for number, size in enumerate(sizes):
         first = attempt(size)
-        rates = _take_turns([sizes[leader], size], attempt) if number and first else {size: [first]}
-        if not _settle(rates[size]):
+        rates = _take_turns([sizes[leader], size], attempt, ROUNDS) if number and first else {size: first}
+        if not rates[size]:
             say(f"batch size {size}: does not fit")
             break
-        spread = f" ({min(rates[size]):,.1f} to {max(rates[size]):,.1f})" if number else ""
-        say(f"batch size {size}: {_settle(rates[size]):,.1f} images/s{spread}")
-        if not number or _settle(rates[size]) > GAIN * _settle(rates[sizes[leader]]):
+        if not number:
+            say(f"batch size {size}: {first:,.1f} images/s")
+        else:
+            gain = rates[size] / rates[sizes[leader]]
+            say(f"batch size {size}: {rates[size]:,.1f} images/s, {gain:.3f} times those with {sizes[leader]}")
+        if not number or rates[size] > GAIN * rates[sizes[leader]]:
             leader, vain = number, 0
             continue
         vain += 1
@@ -142,14 +148,21 @@ def _climb(sizes: list[int], attempt: Callable[[int], float], say: Callable[[str
     return sizes[: leader + 1]
 
 
-def _take_turns(sizes: list[int], attempt: Callable[[int], float]) -> dict[int, list[float]]:
+def _take_turns(sizes: list[int], attempt: Callable[[int], float], rounds: int) -> dict[int, float]:
+    """{size: its rate}, which is 0 if it was so once.
+
+    The largest one's is its median, and another one's follows from the median of the ratios to it in the same round:
+    where the pace jumps, the medians of two sizes may be of different paces.
+    """
     work = {size: functools.partial(attempt, size) for size in sizes}
-    return take_turns(work, ROUNDS, warm_up=False, shows=False)
-
-
-def _settle(rates: list[float]) -> float:
-    """Their median, or 0 if one of them is."""
-    return statistics.median(rates) if all(rates) else 0.0
+    found = take_turns(work, rounds, warm_up=False, shows=False)
+    whole = {size: each for size, each in found.items() if all(each)}
+    rates = dict.fromkeys(found, 0.0)
+    if whole:
+        beside = whole[max(whole)]
+        pace = statistics.median(beside)
+        rates |= {size: pace * statistics.median(map(truediv, each, beside)) for size, each in whole.items()}
+    return rates
 
 
 class HostRoom:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,12 +151,32 @@ def test_a_machine_that_changes_its_pace_changes_no_choice(change: str) -> None:
     assert choose_size(measure_sizes(list(rates), attempt)) == 64
 
 
+def test_on_a_machine_whose_pace_jumps_the_choice_is_hardly_ever_slow() -> None:
+    """To about half of it and back, at any time, and a few percent at each step."""
+    rates = {8: 80.0, 16: 90.0, 32: 95.0, 64: 100.0, 128: 101.5}
+    chosen: list[float] = []
+    for seed in range(200):
+        rng = random.Random(seed)
+        jumps = list(itertools.accumulate(rng.expovariate(1 / 30) for _ in range(500)))
+        now = 0.0
+
+        def attempt(size: int, rng: random.Random = rng, jumps: list[float] = jumps) -> float:
+            nonlocal now
+            paces = [1.0, 0.55]
+            rate = rates[size] * paces[bisect.bisect(jumps, now) % 2] * rng.uniform(0.98, 1.02)
+            now += 4 * size / rate
+            return rate
+
+        chosen.append(rates[choose_size(measure_sizes(list(rates), attempt))])
+    assert sum(rate >= 0.95 * max(rates.values()) for rate in chosen) >= 0.98 * len(chosen)
+
+
 def test_what_was_found_is_said_as_it_is_found() -> None:
     rates, said = {8: 100.0, 16: 120.0, 32: 0.0}, []
     measure_sizes(list(rates), rates.__getitem__, said.append)
     assert said == [
         "batch size 8: 100.0 images/s",
-        "batch size 16: 120.0 images/s (120.0 to 120.0)",
+        "batch size 16: 120.0 images/s, 1.200 times those with 8",
         "batch size 32: does not fit",
         "batch size: 8 to 16 in turns ...",
     ]
