@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write what is printed there as well")
     args = parser.parse_all(sys.argv[1:])
 
-    from cspnet.cli.benchmark_report import check_bounds, describe_machine, ratios, spread, write_report
+    from cspnet.cli.benchmark_report import check_bounds, describe_machine, ratios, spread, tell_report
     from cspnet.cli.measure_cross_stage import WAYS, find_stages, measure_stage
     from cspnet.cli.outputs import check_outputs
     from cspnet.runtime.device import choose_amp_dtype, choose_device
@@ -63,8 +63,7 @@ def main() -> int:
         for way, taken in totals.items():
             lines.append(f"| {name} | {way} | {spread(taken, 4)} | {spread(ratios(taken, totals[ours]), 3)} |")
     text = "\n".join(lines) + "\n"
-    print(text, end="")
-    write_report({"machine": lines[0], "seconds": figures}, text, args.json, args.markdown)
+    tell_report({"machine": lines[0], "seconds": figures}, text, args.json, args.markdown)
     return EXIT_DONE
 
 

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from other_loaders import dali, ffcv, timm_loader, timm_transform, torchvision_reference
 
-from cspnet.cli.benchmark_report import check_bounds, describe_machine, spread, write_report
+from cspnet.cli.benchmark_report import check_bounds, describe_machine, spread, tell_report
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
 from cspnet.cli.measure_loader import (
     BATCH_SIZE,
@@ -400,8 +400,7 @@ def main() -> int:
     encoding = Encoding(args.max_side, args.quality)
     report = measure(args.data, args.packed, args.size, args.limit, args.repeats, workers, encoding)
     text = "\n".join(table_lines(report)) + "\n"
-    print(text, end="")
-    write_report(report, text, args.json, args.markdown)
+    tell_report(report, text, args.json, args.markdown)
     return EXIT_DONE
 
 

@@ -177,7 +177,7 @@ def main() -> int:
     """The command line."""
     args = parse_command_line(sys.argv[1:])
 
-    from cspnet.cli.benchmark_report import describe_machine, write_report
+    from cspnet.cli.benchmark_report import describe_machine, tell_report
 
     figures, lines = estimate(args) if args.estimate else measure(args)
     report: dict[str, Any] = figures
@@ -185,8 +185,7 @@ def main() -> int:
         report = {"machine": describe_machine(("torch",)), **figures}
         lines = [report["machine"], *lines]
     text = "\n".join(lines) + "\n"
-    print(text, end="")
-    write_report(report, text, args.json, args.markdown)
+    tell_report(report, text, args.json, args.markdown)
     return EXIT_DONE
 
 

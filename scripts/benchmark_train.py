@@ -306,7 +306,7 @@ def main() -> int:
 
     from timm_loop import check_name
 
-    from cspnet.cli.benchmark_report import describe_machine, write_report
+    from cspnet.cli.benchmark_report import describe_machine, tell_report
     from cspnet.cli.measure_speed import Trial
     from cspnet.data.loader import default_workers
     from cspnet.runtime.device import choose_device
@@ -339,8 +339,7 @@ def main() -> int:
         report.setdefault(kind, {})[name] = found
         tables.append("\n".join(lines))
     text = "\n\n".join(tables) + "\n"
-    print(text, end="")
-    write_report(report, text, args.json, args.markdown)
+    tell_report(report, text, args.json, args.markdown)
     return EXIT_DONE
 
 

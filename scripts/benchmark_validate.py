@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 import cspnet
 from cspnet.cli import build
-from cspnet.cli.benchmark_report import check_bounds, describe_machine, ratios, spread, write_report
+from cspnet.cli.benchmark_report import check_bounds, describe_machine, ratios, spread, tell_report
 from cspnet.cli.flags import FlagParser, non_empty_path, run_door
 from cspnet.cli.measure_speed import take_turns
 from cspnet.cli.outputs import check_outputs
@@ -350,8 +350,7 @@ def main() -> int:
     check_outputs({"--json": args.json, "--markdown": args.markdown})
     report = measure(args)
     text = "\n".join(table_lines(report)) + "\n"
-    print(text, end="")
-    write_report(report, text, args.json, args.markdown)
+    tell_report(report, text, args.json, args.markdown)
     return EXIT_DONE
 
 

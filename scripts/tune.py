@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write what is printed there as well")
     args = parser.parse_all(sys.argv[1:])
 
-    from cspnet.cli.benchmark_report import check_bounds, describe_machine, write_report
+    from cspnet.cli.benchmark_report import check_bounds, describe_machine, tell_report
     from cspnet.cli.outputs import check_outputs
     from cspnet.runtime.device import choose_device
 
@@ -203,8 +203,7 @@ def main() -> int:
     report = {"machine": describe_machine(("torch",)), "model": args.model, "size_px": args.size, **found}
     head = [report["machine"], f"{args.model}, {args.size} px, {found['trial']}; median (lowest to highest)", ""]
     text = "\n".join([*head, *(sweep_lines if args.sweep else table_lines)(found)]) + "\n"
-    print(text, end="")
-    write_report(report, text, args.json, args.markdown)
+    tell_report(report, text, args.json, args.markdown)
     return EXIT_DONE
 
 

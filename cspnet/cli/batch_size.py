@@ -86,7 +86,8 @@ def settle_batch_size(
         sizes = [size for size in range(1, share + 1) if share % size == 0 and size >= min(SMALLEST, share)]
         number = _find(recipe, splits, place, sizes)
     else:
-        number = _find(recipe, splits, place, sizes)
+        waste = "; larger ones leave out more than a tenth of an epoch" * (2 * sizes[-1] * passes <= len(splits.train))
+        number = _find(recipe, splits, place, sizes, waste)
     return replace(recipe, train=replace(recipe.train, batch_size=number))
 
 
@@ -134,11 +135,8 @@ def _climb(sizes: list[int], attempt: Callable[[int], float], say: Callable[[str
         if not rates[size]:
             say(f"batch size {size}: does not fit")
             break
-        if not number:
-            say(f"batch size {size}: {first:,.1f} images/s")
-        else:
-            gain = rates[size] / rates[sizes[leader]]
-            say(f"batch size {size}: {rates[size]:,.1f} images/s, {gain:.3f} times those with {sizes[leader]}")
+        beside = f", and {sizes[leader]} at the same time {rates[sizes[leader]]:,.1f}" if number else ""
+        say(f"batch size {size}: {rates[size]:,.1f} images/s{beside}")
         if not number or rates[size] > GAIN * rates[sizes[leader]]:
             leader, vain = number, 0
             continue
@@ -210,14 +208,14 @@ def try_sizes(trial: Trial, sizes: list[int], host: HostRoom) -> dict[int, float
     return measure_sizes(sizes, attempt, trial.place.console.say)
 
 
-def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int]) -> int:
+def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int], why_no_larger: str = "") -> int:
     if isinstance(recipe.train.micro_batch, int):
         raise RecipeError(
             f"train.batch_size auto and train.micro_batch {recipe.train.micro_batch}: both say what a forward pass "
             "takes; give --batch-size a number, or leave --micro-batch out"
         )
     largest = f" to {sizes[-1]}" * (len(sizes) > 1)
-    place.console.say(f"batch size: trying {sizes[0]}{largest} (train.batch_size auto) ...")
+    place.console.say(f"batch size: trying {sizes[0]}{largest} (train.batch_size auto){why_no_larger} ...")
     side_px = build_sizes(recipe.data).sizes()[-1]
     rates = try_sizes(Trial(recipe, splits.num_classes, place), sizes, HostRoom(place, side_px))
     if not rates:

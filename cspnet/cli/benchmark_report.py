@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -18,7 +19,7 @@ from cspnet.runtime.files import write_output
 from cspnet.runtime.processes import count_cores
 
 __all__ = ["check_bounds", "describe_commit", "describe_machine", "ratios", "read_versions", "spread"]
-__all__ += ["write_report"]
+__all__ += ["tell_report"]
 
 
 def describe_machine(packages: Iterable[str] = ("torch", "timm")) -> str:
@@ -78,9 +79,15 @@ def check_bounds(limits: Iterable[tuple[str, int, int, int]]) -> None:
             raise UserError(f"--{name} {value}: use a number from {least} to {most}")
 
 
-def write_report(report: Mapping[str, Any], text: str, json_file: Path | None, markdown_file: Path | None) -> None:
-    """The figures for programs, and the printed text, where they are asked for."""
-    if json_file is not None:
-        write_output(json_file, (json.dumps(report, indent=1) + "\n").encode())
-    if markdown_file is not None:
-        write_output(markdown_file, text.encode())
+def tell_report(report: Mapping[str, Any], text: str, json_file: Path | None, markdown_file: Path | None) -> None:
+    """Print the text, and write it and the figures for programs where that is asked for; what can be told is.
+
+    Raises:
+        OSError: something cannot be written, which keeps nothing else from it.
+    """
+    with contextlib.ExitStack() as told:
+        if markdown_file is not None:
+            told.callback(write_output, markdown_file, text.encode())
+        if json_file is not None:
+            told.callback(write_output, json_file, (json.dumps(report, indent=1) + "\n").encode())
+        told.callback(print, text, end="", flush=True)

@@ -23,8 +23,8 @@ from cspnet.runtime.signals import Stopped
 
 __all__ = ["FlagParser", "add_recipe_flags", "join_tokens", "non_empty_path", "read_overrides", "run_door"]
 
-_NOT_A_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
-"""What is wrong with a path that no system could open, wherever that comes out."""
+_NO_BUGS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""A path that no system could open, or a place that takes no more, wherever that comes out."""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -77,6 +77,8 @@ class _SetKeys(argparse.Action):
         self.keys, self.constant = keys, constant
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        if values == "" or (isinstance(values, list) and "" in values):
+            raise UserError(f"{option_string}: an empty value was given; is a variable unset?")
         value = self.constant if values is None or values == [] else values
         if self.nargs == "+":
             value = join_tokens(value)
@@ -112,6 +114,11 @@ def _read_text(text: str) -> str | None:
     return None if text in ("null", "none") else text
 
 
+def _read_value(text: str) -> Any:
+    """The value of another field."""
+    return parse_value(text) if text else text
+
+
 def add_recipe_flags(parser: argparse.ArgumentParser, *, help_keys: Collection[str] = COMMON_KEYS) -> None:
     """A flag for every field of the recipe, under its dotted name and its aliases, grouped by section.
 
@@ -137,7 +144,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, help_keys: Collection[s
             *sorted(names, key=len),
             action=_SetKeys,
             keys=(key,),
-            type=str if takes_several else _read_text if _takes(field, str) or words else parse_value,
+            type=str if takes_several else _read_text if _takes(field, str) or words else _read_value,
             nargs="?" if is_switch else "+" if takes_several else None,
             constant=True if is_switch else None,
             metavar="|".join(words) or "VALUE",
@@ -149,7 +156,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *, help_keys: Collection[s
             *names,
             action=_SetKeys,
             keys=keys,
-            type=_read_text if "interpolation" in keys[0] else parse_value,
+            type=_read_text if "interpolation" in keys[0] else _read_value,
             metavar="VALUE",
             default=argparse.SUPPRESS,
             help=describe(keys, " and ".join(keys)),
@@ -202,10 +209,11 @@ def _run(name: str, work: Callable[[], int], environment: Mapping[str, str]) -> 
     except BrokenPipeError:  # the reader of our output has gone
         return EXIT_BUG
     except OSError as error:
-        if error.errno not in _NOT_A_NAME:
+        if error.errno not in _NO_BUGS:
             traceback.print_exc()
             return EXIT_BUG
-        tell_last(f"{name}: error: {UserError(f'{error.filename}: {error.strerror}')}")
+        what = error.filename or "what is printed"
+        tell_last(f"{name}: error: {UserError(f'{what}: {error.strerror}')}")
         return EXIT_USER
     except Exception:
         traceback.print_exc()

@@ -57,8 +57,13 @@ def _count_macs(recipe: Recipe, model: nn.Module, device: torch.device) -> dict[
 
 def build_trace(folder: Path, device: torch.device, steps: int, steps_left: int, console: Console) -> StepTrace:
     """Records steps behind the first ones, which are not like the others; all there are if the run is shorter."""
-    steps = min(steps, steps_left)
+    asked, steps = steps, min(steps, steps_left)
     skip = min(WARM_UP_STEPS, steps_left - steps)
+    if steps_left < WARM_UP_STEPS + asked:
+        console.warn(
+            f"--profile {asked}: only {steps_left} steps are left; {steps} are recorded, slower ones of the first "
+            f"{WARM_UP_STEPS} among them"
+        )
     return StepTrace(folder / "profile", device, steps, skip, console.say, console.warn)
 
 

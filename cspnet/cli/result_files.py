@@ -137,7 +137,4 @@ def _to_csv(header: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    try:
-        write_output(file, printable(text).encode())  # classes are named by folders, and so by any bytes
-    except OSError as error:
-        raise UserError(f"{file}: cannot write the result: {error.strerror}") from error
+    write_output(file, printable(text).encode())  # classes are named by folders, and so by any bytes

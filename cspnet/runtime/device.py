@@ -79,7 +79,7 @@ def choose_amp_dtype(precision: str, device: torch.device) -> torch.dtype:
         DeviceError: fp16 without a GPU (its gradients need a scaler that only GPUs have).
     """
     if precision == "fp16" and device.type != "cuda":
-        raise DeviceError(f"train.precision: fp16 needs a GPU, and the device is {device.type}; use bf16 or fp32")
+        raise DeviceError(f"precision fp16 needs a GPU, and the device is {device.type}; use bf16 or fp32")
     if precision == "auto":
         precision = "bf16" if is_bf16_faster(device) else "fp16" if device.type == "cuda" else "fp32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

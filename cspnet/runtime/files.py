@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from cspnet.errors import UserError
+
 __all__ = ["printable", "replacing", "write_atomically", "write_output"]
 
 
@@ -54,9 +56,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a result where a user has said: behind a link, and into a pipe or a device as it is."""
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
-    else:
-        write_atomically(path, data)
+    """Write a result where a user has said: behind a link, and into a pipe or a device as it is.
+
+    Raises:
+        UserError: the system does not let it be written.
+    """
+    behind = Path(os.path.realpath(path))
+    try:
+        if behind.exists() and not behind.is_file():
+            behind.write_bytes(data)
+        else:
+            write_atomically(behind, data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the result: {error.strerror}") from error

@@ -176,7 +176,7 @@ def test_what_was_found_is_said_as_it_is_found() -> None:
     measure_sizes(list(rates), rates.__getitem__, said.append)
     assert said == [
         "batch size 8: 100.0 images/s",
-        "batch size 16: 120.0 images/s, 1.200 times those with 8",
+        "batch size 16: 120.0 images/s, and 8 at the same time 100.0",
         "batch size 32: does not fit",
         "batch size: 8 to 16 in turns ...",
     ]

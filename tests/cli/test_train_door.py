@@ -872,6 +872,19 @@ def _profile_cases() -> None:
 _profile_cases()
 
 
+def _unset_variables() -> None:
+    for flag in ("--channels-last", "--epochs", "--decay-milestones", "--pretrained", "--train-interpolation"):
+
+        @refused(flag, "an empty value", "variable unset?")
+        def _empty_value(folder: Path, data: Path, flag: str = flag) -> list[str]:
+            return flags(data, flag, "", *new(folder))
+
+        BAD[f"{flag} of nothing"] = BAD.pop("empty value")
+
+
+_unset_variables()
+
+
 @refused("--profile", "expected one argument")
 def _profile_without_steps(folder: Path, data: Path) -> list[str]:
     return [*flags(data, *new(folder)), "--profile"]

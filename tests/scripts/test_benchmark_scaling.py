@@ -8,8 +8,10 @@ import re
 import shlex
 import signal
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from cspnet.errors import UserError
 from scripts import benchmark_scaling
 from tests.conftest import ROOT
 from tests.processes import members_of, start_group
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # 100 images at 1000 a second: a step of 100 ms. Four buckets of gradients.
 ASSUMED = Assumptions(
@@ -102,12 +106,28 @@ def test_the_page_says_what_the_script_computes(
 ) -> None:
     page = (ROOT / "docs" / "SCALING.md").read_text()
     commands = re.findall(r"`python3 scripts/benchmark_scaling\.py (.*--estimate.*)`", page)
-    assert len(commands) == 3
+    assert len(commands) == 5
     for command in commands:
         assert run(monkeypatch, *shlex.split(command)) == 0
         printed = capsys.readouterr().out
         assert printed.startswith("An estimate, nothing measured: ")
         assert f"`\n\n{printed}\n" in page
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_what_can_be_told_is_told_where_the_rest_cannot_be_written(tmp_path: Path, run_script: Run) -> None:
+    assumed = ("--estimate", "--images-per-s", 1000, "--bandwidth-gbs", 200)
+    text, figures = tmp_path / "table.md", tmp_path / "figures.json"
+    done = run_script("scripts/benchmark_scaling.py", *assumed, "--json", "/dev/full", "--markdown", text)
+    assert done.returncode == 2
+    assert done.stderr == "benchmark_scaling.py: error: /dev/full: cannot write the result: No space left on device\n"
+    assert done.stdout == text.read_text()
+    command = [sys.executable, "scripts/benchmark_scaling.py", *map(str, assumed), "--json", str(figures)]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == "benchmark_scaling.py: error: what is printed: No space left on device\n"
+    assert list(json.loads(figures.read_text())["estimates"]) == ["1", "8", "64", "512"]
 
 
 def test_counts() -> None:

@@ -60,6 +60,7 @@ def test_a_short_run(
     picture_tree: Path,
     tmp_path: Path,
     recwarn: pytest.WarningsRecorder,
+    capsys: pytest.CaptureFixture[str],
     steps: int,
     asked: int,
     recorded: list[int],
@@ -67,6 +68,8 @@ def test_a_short_run(
     assert train(picture_tree, tmp_path / "run", "--steps", str(steps), "--profile", str(asked)) == 0
     assert list_steps(tmp_path / "run") == [f"ProfilerStep#{step}" for step in recorded]
     assert not recwarn.list
+    told = f"--profile {asked}: only {steps} steps are left; {len(recorded)} are recorded"
+    assert (told in capsys.readouterr().err) is (steps < 3 + asked)
 
 
 def test_a_run_that_is_stopped_writes_what_there_is(
