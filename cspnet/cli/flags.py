@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from cspnet.errors import EXIT_BUG, EXIT_STOPPED, EXIT_USER, UserError
 from cspnet.recipe.aliases import ALIASES, COMMON_KEYS, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
 from cspnet.runtime.leaving import leave, leave_by_force
-from cspnet.runtime.output import tell_last
+from cspnet.runtime.output import settle_output, tell_last
 from cspnet.runtime.signals import Stopped
 
 __all__ = ["FlagParser", "add_recipe_flags", "join_tokens", "non_empty_path", "read_overrides", "run_door"]
@@ -183,12 +184,17 @@ def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] 
 
     An error that all processes of a run share is printed by the first one only.
     """
-    return leave(_run(name, work, environment))
+    code = _run(name, work, environment)
+    settle_output()
+    return leave(code)
 
 
 def _run(name: str, work: Callable[[], int], environment: Mapping[str, str]) -> int:
     try:
-        return work()
+        code = work()
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()  # what waits in it would fail later, where nobody tells it well
+        return code
     except UserError as error:
         rank = environment.get("RANK", "0")
         if not error.is_told and (rank == "0" or not error.shared):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-__all__ = ["steady_output", "tell_last"]
+__all__ = ["settle_output", "steady_output", "tell_last"]
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 """What does not come back; a disk may have room again."""
@@ -83,6 +83,11 @@ def _settle(stream: TextIO | None) -> None:
             stream.flush()
     except (OSError, ValueError):
         _send_nowhere(stream)  # type: ignore[arg-type]
+
+
+def settle_output() -> None:
+    """What waits in stdout is written, or lost without a word and with no other exit code."""
+    _settle(sys.stdout)
 
 
 def tell_last(text: str) -> None:

@@ -76,6 +76,41 @@ def test_nobody_listens(become: Callable[[], None], end: str, tmp_path: Path) ->
     assert (tmp_path / "made").read_text() == "all of it"
 
 
+PRINTS = """
+import sys
+sys.path.insert(0, ROOT)
+from cspnet.cli.flags import run_door
+def work():
+    print("a result")
+    return 0
+sys.exit(run_door("x.py", work))
+"""
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(("become", "code"), [(full, 2), (unread, 1), (closed, 0)])
+def test_a_result_that_nobody_gets_is_told(
+    become: Callable[[], None], code: int, buffered: bool, tmp_path: Path
+) -> None:
+    """Whoever closes our pipe has what it wants, and who starts us without an output wants none."""
+    if become is full and not Path("/dev/full").exists():
+        pytest.skip("this system has no device that is always full")
+
+    def become_for_results() -> None:
+        said = os.dup(2)
+        become()
+        os.dup2(said, 2)
+
+    (tmp_path / "x.py").write_text(PRINTS.replace("ROOT", repr(str(ROOT))))
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, *([] if buffered else ["-u"]), "x.py"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=variables, preexec_fn=become_for_results, stderr=subprocess.PIPE, timeout=60
+    )
+    assert ended.returncode == code
+    assert ended.stderr == (b"x.py: error: what is printed: No space left on device\n" if code == 2 else b"")
+
+
 def test_what_a_stream_cannot_show_is_written_in_ascii(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text(TALKS.replace('"."', repr(str(ROOT))))
     command, variables = [sys.executable, "x.py", "done"], {**os.environ, "PYTHONIOENCODING": "utf-8"}
