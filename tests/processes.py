@@ -63,6 +63,11 @@ def is_alive(process: int) -> bool:
     return False
 
 
+def parent_of(process: int) -> int:
+    """Source: proc(5), /proc/[pid]/stat."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def wait_for_the_end_of(group: int) -> None:
     """Returns when no process of a group is left, within 30 s."""
     deadline = time.monotonic() + 30

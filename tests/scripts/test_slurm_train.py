@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.training.whole_runs import (
     FLAGS,
     draw_pictures,
-    find_processes,
+    find_rank,
     wait_for_step,
 )
 
@@ -58,7 +58,7 @@ def test_it_comes_back_behind_its_step(tmp_path: Path) -> None:
     process = start(tmp_path, *flags)
     wait_for_step(process, tmp_path / "run", 8)
     for rank in (0, 1):
-        os.kill(min(find_processes(tmp_path / "run", f"RANK={rank}")), signal.SIGUSR1)
+        os.kill(find_rank(tmp_path / "run", rank), signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"

@@ -29,6 +29,7 @@ from cspnet.data.index import open_index
 from cspnet.data.sampler import epoch_order
 from tests.conftest import ROOT
 from tests.forking import Forked
+from tests.processes import parent_of
 from tests.training.whole_runs import STEPS_PER_EPOCH, assert_same_runs, draw_pictures, find_processes
 
 pytestmark = [
@@ -279,8 +280,3 @@ def test_a_node_joins_and_a_node_is_lost(alone: Path, pictures: Path, tmp_path: 
     assert resumed == [("1", ""), ("2", ""), ("", "3"), ("1", ""), ("", str(STEPS_PER_EPOCH + 2))]
     assert output.count("stopped by") == 1
     assert_nearly_same_training(folder, alone)
-
-
-def parent_of(pid: int) -> int:
-    """Source: proc(5), /proc/[pid]/stat."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

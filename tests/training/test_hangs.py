@@ -20,7 +20,7 @@ from cspnet.data.index import open_index
 from cspnet.data.sampler import BatchPlan
 from cspnet.errors import EXIT_STOPPED
 from tests.processes import free_port, start_group, wait_for_the_end_of
-from tests.training.whole_runs import command, draw_pictures, find_processes, start, wait_for_step
+from tests.training.whole_runs import command, draw_pictures, find_rank, start, wait_for_step
 
 pytestmark = [
     pytest.mark.slow,
@@ -161,7 +161,7 @@ def test_a_rank_that_dies_under_torchrun_makes_the_run_fail(pictures: Path, tmp_
     """What torchrun tells the others then is no request that they can meet. As a person starts it."""
     process = start(command(pictures, tmp_path / "run", 2, 1, "--epochs", "1000"), forked=False)
     wait_for_step(process, tmp_path / "run", 3)
-    os.kill(min(find_processes(tmp_path / "run", "RANK=1")), signal.SIGKILL)  # the others are its reading processes
+    os.kill(find_rank(tmp_path / "run", 1), signal.SIGKILL)
     output, _ = process.communicate(timeout=QUICKLY_S)
     wait_for_the_end_of(process.pid)
     told = [line for line in output.splitlines() if "train.py: error:" in line]

@@ -14,7 +14,7 @@ from typing import Any
 from cspnet.cli.compare_runs import compare_runs, find_difference, read_records
 from tests.conftest import ROOT, draw_tree
 from tests.forking import Forked, list_forks
-from tests.processes import heed_ctrl_c, is_alive
+from tests.processes import heed_ctrl_c, is_alive, parent_of
 
 __all__ = [
     "EPOCHS",
@@ -92,6 +92,12 @@ def find_processes(folder: Path, variable: str = "") -> list[int]:
             if has_it and str(folder).encode() in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
     return sorted(set(found))
+
+
+def find_rank(folder: Path, rank: int) -> int:
+    """The process of a rank, which has begun those that read for it; numbers do not tell, for they begin anew."""
+    processes = find_processes(folder, f"RANK={rank}")
+    return next(process for process in processes if parent_of(process) not in processes)
 
 
 def kill_run(folder: Path) -> None:
