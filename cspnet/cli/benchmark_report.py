@@ -83,7 +83,7 @@ def tell_report(report: Mapping[str, Any], text: str, json_file: Path | None, ma
     """Print the text, and write it and the figures for programs where that is asked for; what can be told is.
 
     Raises:
-        OSError: something cannot be written, which keeps nothing else from it.
+        OSError, UserError: something cannot be written, which keeps nothing else from it.
     """
     with contextlib.ExitStack() as told:
         if markdown_file is not None:

@@ -218,7 +218,7 @@ def _run(name: str, work: Callable[[], int], environment: Mapping[str, str]) -> 
         if error.errno not in _NO_BUGS:
             traceback.print_exc()
             return EXIT_BUG
-        what = error.filename or "what is printed"
+        what = error.filename or "the output"  # of a write nobody tells which
         tell_last(f"{name}: error: {UserError(f'{what}: {error.strerror}')}")
         return EXIT_USER
     except Exception:

@@ -108,7 +108,7 @@ def test_a_result_that_nobody_gets_is_told(
         command, cwd=tmp_path, env=variables, preexec_fn=become_for_results, stderr=subprocess.PIPE, timeout=60
     )
     assert ended.returncode == code
-    assert ended.stderr == (b"x.py: error: what is printed: No space left on device\n" if code == 2 else b"")
+    assert ended.stderr == (b"x.py: error: the output: No space left on device\n" if code == 2 else b"")
 
 
 def test_what_a_stream_cannot_show_is_written_in_ascii(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_what_can_be_told_is_told_where_the_rest_cannot_be_written(tmp_path: Pat
     with open("/dev/full", "w") as full:
         ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert ended.returncode == 2
-    assert ended.stderr == "benchmark_scaling.py: error: what is printed: No space left on device\n"
+    assert ended.stderr == "benchmark_scaling.py: error: the output: No space left on device\n"
     assert list(json.loads(figures.read_text())["estimates"]) == ["1", "8", "64", "512"]
 
 
