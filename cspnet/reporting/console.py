@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ class _Bar(tqdm):  # type: ignore[type-arg]
     """A bar without tqdm's watching thread: a process with threads does not fork well."""
 
     monitor_interval = 0
+
+
+# One process draws. tqdm's own lock is of all processes, and a started one that is killed leaves its semaphore behind.
+_Bar.set_lock(threading.RLock())
 
 
 def open_bar(total: int, what: str, unit: str) -> tqdm[Any]:

@@ -136,6 +136,31 @@ def test_on_a_terminal_there_is_one_line(size: tuple[int, int], how: str) -> Non
         assert re.fullmatch(date + r" epoch 3/5 \[ 1/10\]  " + numbers, lines[-1].strip()), said
 
 
+IN_A_PROCESS_THAT_IS_KILLED = """
+import multiprocessing, os, signal
+from cspnet.reporting.console import open_bar
+
+def draw():
+    open_bar(10, "measured", "turn")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=draw)
+    process.start()
+    process.join()
+    print(process.exitcode)
+"""
+
+
+def test_a_killed_process_with_a_bar_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Python tells of semaphores that nobody has given back, on stderr, as it ends."""
+    script = tmp_path / "draw.py"
+    script.write_text(IN_A_PROCESS_THAT_IS_KILLED)
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-9\n", "")
+
+
 def test_without_a_utilisation_none_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     record = {key: value for key, value in RECORD.items() if key != "train/mfu"}
     Console(0).show_record(record, epochs=5, step_in_epoch=10, steps=10, eta_s=61)
