@@ -41,11 +41,9 @@ ENOUGH = 0.98
 MOST_LEFT_OUT = 0.1
 """Sizes whose steps leave out more of an epoch's pictures are not tried, unless there are no others."""
 GAIN = 1.01
-"""What counts as faster; after two sizes in a row that are not, larger ones are not tried."""
-ROUNDS = 3
-"""In which two sizes take turns until it is known which are worth a closer look."""
-LAST_ROUNDS = 5
-"""In which those take turns."""
+"""What counts as faster on the way up; after two sizes in a row that are not, larger ones are not tried."""
+ROUNDS = 9
+"""In which those that were tried take turns. On a machine whose pace jumps, five often choose amiss."""
 
 _DEFAULT = 64
 """Where nothing is trained."""
@@ -113,13 +111,13 @@ def measure_sizes(
 ) -> dict[int, float]:
     """{size: its rate}, from the smallest on, as far as that pays and fits; the rate of what does not fit is 0.
 
-    A machine changes its pace, so only what was measured in turns is compared, round by round. What was found so far
-    is said.
+    A machine changes its pace, so only what was measured in turns is compared, round by round; on the way up just to
+    see where to end. What was found so far is said.
     """
-    worth = _climb(sizes, attempt, say)
-    if len(worth) > 1:
-        say(f"batch size: {worth[0]} to {worth[-1]} in turns ...")
-    rates = _take_turns(worth, attempt, LAST_ROUNDS)
+    tried = _climb(sizes, attempt, say)
+    if len(tried) > 1:
+        say(f"batch size: {tried[0]} to {tried[-1]} in turns ...")
+    rates = _take_turns(tried, attempt, ROUNDS)
     for size, rate in rates.items():
         if not rate:
             say(f"batch size {size}: does not fit any more")
@@ -127,23 +125,20 @@ def measure_sizes(
 
 
 def _climb(sizes: list[int], attempt: Callable[[int], float], say: Callable[[str], None]) -> list[int]:
-    """The sizes up to the largest that pays: beyond it two in a row do not, or one does not fit."""
+    """The sizes up to where one does not fit, or the second in a row does not pay."""
     leader, vain = -1, 0
     for number, size in enumerate(sizes):
-        first = attempt(size)
-        rates = _take_turns([sizes[leader], size], attempt, ROUNDS) if number and first else {size: first}
+        rates = _take_turns([sizes[leader], size] if number else [size], attempt, 1)
         if not rates[size]:
             say(f"batch size {size}: does not fit")
-            break
+            return sizes[:number]
         beside = f", and {sizes[leader]} at the same time {rates[sizes[leader]]:,.1f}" if number else ""
         say(f"batch size {size}: {rates[size]:,.1f} images/s{beside}")
-        if not number or rates[size] > GAIN * rates[sizes[leader]]:
-            leader, vain = number, 0
-            continue
-        vain += 1
+        pays = not number or rates[size] > GAIN * rates[sizes[leader]]
+        leader, vain = (number, 0) if pays else (leader, vain + 1)
         if vain == 2:
-            break
-    return sizes[: leader + 1]
+            return sizes[: number + 1]
+    return sizes
 
 
 def _take_turns(sizes: list[int], attempt: Callable[[int], float], rounds: int) -> dict[int, float]:
