@@ -130,6 +130,7 @@ def sweep(name: str, size_px: int, sizes: list[int], steps: int, repeats: int, d
 
 def sweep_lines(found: dict[str, Any]) -> list[str]:
     """The table, the smallest size first, and what `auto` is worth."""
+    from cspnet.cli.batch_size import show_rates
     from cspnet.cli.benchmark_report import ratios, spread
 
     rates, auto = found["images_per_s"], found["auto"]
@@ -138,7 +139,7 @@ def sweep_lines(found: dict[str, Any]) -> list[str]:
     for size, each in rates.items():
         mark = " (auto)" * (size == auto)
         lines.append(f"| {size}{mark} | {spread(each, 2)} | {spread(ratios(each, rates[best]), 3)} |")
-    tried = ", ".join(f"{size}: {rate:,.1f}" for size, rate in found["tried"].items())
+    tried = show_rates(found["tried"])
     verdict = f"--batch-size auto takes {auto} ({tried}): {spread(ratios(rates[auto], rates[best]), 3)} of the fastest"
     return [*lines, "", verdict]
 

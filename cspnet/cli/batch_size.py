@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import truediv
 from typing import Any
@@ -32,18 +32,20 @@ from cspnet.runtime.memory import (
     resident_bytes,
 )
 
-__all__ = ["HostRoom", "choose_size", "list_sizes", "measure_sizes", "settle_batch_size", "try_sizes"]
+__all__ = ["HostRoom", "choose_size", "list_sizes", "measure_sizes", "settle_batch_size", "show_rates", "try_sizes"]
 
 SMALLEST = 8
 """BatchNorm's statistics are poor below it."""
 ENOUGH = 0.98
-"""The smallest batch that has so much of the best speed is taken: larger ones need other learning rates."""
+"""The smallest batch that has so much of every larger one's speed is taken: larger ones need other learning rates."""
+MOSTLY = 0.95
+"""It has so much of it in two thirds of the rounds, too: else chance would favour small ones where the pace jumps."""
 MOST_LEFT_OUT = 0.1
 """Sizes whose steps leave out more of an epoch's pictures are not tried, unless there are no others."""
 GAIN = 1.01
 """What counts as faster on the way up; after two sizes in a row that are not, larger ones are not tried."""
 ROUNDS = 9
-"""In which those that were tried take turns. On a machine whose pace jumps, five often choose amiss."""
+"""In which those that were tried take turns."""
 
 _DEFAULT = 64
 """Where nothing is trained."""
@@ -100,16 +102,30 @@ def list_sizes(num_samples: int, passes: int, repeats: int) -> list[int]:
     return [size for size in sizes if num_samples % (size * passes) <= MOST_LEFT_OUT * num_samples] or sizes[:1]
 
 
-def choose_size(rates: Mapping[int, float]) -> int:
-    """The smallest size with ENOUGH of the best of the rates."""
-    best = max(rates.values())
-    return min(size for size, rate in rates.items() if rate >= ENOUGH * best)
+def choose_size(rates: Mapping[int, Sequence[float]]) -> int:
+    """The smallest size of {size: its rate in each round} that is, round by round, about as fast as every larger one."""
+    return min(
+        size
+        for size, own in rates.items()
+        if all(_is_about_as_fast(own, other) for larger, other in rates.items() if larger > size)
+    )
+
+
+def _is_about_as_fast(own: Sequence[float], other: Sequence[float]) -> bool:
+    ratios = sorted(map(truediv, own, other))
+    return statistics.median(ratios) >= ENOUGH and ratios[len(ratios) // 3] >= MOSTLY
+
+
+def show_rates(rates: Mapping[int, Sequence[float]]) -> str:
+    """Medians, as '8: 100.0, 16: 120.0'."""
+    return ", ".join(f"{size}: {statistics.median(each):,.1f}" for size, each in rates.items())
 
 
 def measure_sizes(
     sizes: list[int], attempt: Callable[[int], float], say: Callable[[str], None] = lambda text: None
-) -> dict[int, float]:
-    """{size: its rate}, from the smallest on, as far as that pays and fits; the rate of what does not fit is 0.
+) -> dict[int, list[float]]:
+    """{size: its rate in each round}, from the smallest on, as far as that pays and fits. `attempt` gives the rate of a
+    size, which is 0 if it does not fit.
 
     A machine changes its pace, so only what was measured in turns is compared, round by round; on the way up just to
     see where to end. What was found so far is said.
@@ -117,45 +133,28 @@ def measure_sizes(
     tried = _climb(sizes, attempt, say)
     if len(tried) > 1:
         say(f"batch size: {tried[0]} to {tried[-1]} in turns ...")
-    rates = _take_turns(tried, attempt, ROUNDS)
-    for size, rate in rates.items():
-        if not rate:
+    work = {size: functools.partial(attempt, size) for size in tried}
+    rates = take_turns(work, ROUNDS, warm_up=False, shows=False)
+    for size, each in rates.items():
+        if not all(each):
             say(f"batch size {size}: does not fit any more")
-    return {size: rate for size, rate in rates.items() if rate}
+    return {size: each for size, each in rates.items() if all(each)}
 
 
 def _climb(sizes: list[int], attempt: Callable[[int], float], say: Callable[[str], None]) -> list[int]:
     """The sizes up to where one does not fit, or the second in a row does not pay."""
-    leader, vain = -1, 0
+    leader, vain = 0, 0
     for number, size in enumerate(sizes):
-        rates = _take_turns([sizes[leader], size] if number else [size], attempt, 1)
-        if not rates[size]:
+        other = attempt(leader) if leader else 0.0
+        rate = attempt(size)
+        if not rate:
             say(f"batch size {size}: does not fit")
             return sizes[:number]
-        beside = f", and {sizes[leader]} at the same time {rates[sizes[leader]]:,.1f}" if number else ""
-        say(f"batch size {size}: {rates[size]:,.1f} images/s{beside}")
-        pays = not number or rates[size] > GAIN * rates[sizes[leader]]
-        leader, vain = (number, 0) if pays else (leader, vain + 1)
+        say(f"batch size {size}: {rate:,.1f} images/s" + f", and {leader} at the same time {other:,.1f}" * bool(leader))
+        leader, vain = (size, 0) if rate > GAIN * other else (leader, vain + 1)
         if vain == 2:
             return sizes[: number + 1]
     return sizes
-
-
-def _take_turns(sizes: list[int], attempt: Callable[[int], float], rounds: int) -> dict[int, float]:
-    """{size: its rate}, which is 0 if it was so once.
-
-    The largest one's is its median, and another one's follows from the median of the ratios to it in the same round:
-    where the pace jumps, the medians of two sizes may be of different paces.
-    """
-    work = {size: functools.partial(attempt, size) for size in sizes}
-    found = take_turns(work, rounds, warm_up=False, shows=False)
-    whole = {size: each for size, each in found.items() if all(each)}
-    rates = dict.fromkeys(found, 0.0)
-    if whole:
-        beside = whole[max(whole)]
-        pace = statistics.median(beside)
-        rates |= {size: pace * statistics.median(map(truediv, each, beside)) for size, each in whole.items()}
-    return rates
 
 
 class HostRoom:
@@ -183,7 +182,7 @@ class HostRoom:
         self._largest = max(self._largest, size)
 
 
-def try_sizes(trial: Trial, sizes: list[int], host: HostRoom) -> dict[int, float]:
+def try_sizes(trial: Trial, sizes: list[int], host: HostRoom) -> dict[int, list[float]]:
     """Images per second of the slowest process at each size, of which `host` keeps what they take: `measure_sizes`."""
     world, device = trial.place.world, trial.place.device
 
@@ -219,7 +218,7 @@ def _find(recipe: Recipe, splits: Splits, place: Place, sizes: list[int], why_no
             "--img-size, --grad-checkpointing, or another --model"
         )
     number = choose_size(rates)
-    tried = ", ".join(f"{size}: {rate:,.1f}" for size, rate in rates.items())
+    tried = f"medians of {ROUNDS} rounds in turns, {show_rates(rates)}"
     tried += "; more are no faster, or do not fit" if max(rates) < sizes[-1] else ""
     lr = "" if recipe.optim.lr_base_size else f"; lr stays {recipe.optim.lr:g} (--lr-base-size N scales it)"
     place.console.say(f"batch size {number} (auto), by images/s of a process on drawn pictures ({tried}){lr}")

@@ -109,10 +109,10 @@ def test_batch_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("tried", "auto", "share"), [({8: 1.0, 16: 9.0}, "16", "1.000"), ({8: 9.0, 16: 1.0}, "8", "0.500")]
+    ("tried", "auto", "share"), [({8: [1.0], 16: [9.0]}, "16", "1.000"), ({8: [9.0], 16: [1.0]}, "8", "0.500")]
 )
 def test_what_a_run_would_find_is_judged_by_the_sweep(
-    tried: dict[int, float], auto: str, share: str, monkeypatch: pytest.MonkeyPatch
+    tried: dict[int, list[float]], auto: str, share: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It looks for itself, at the start of a run, and not at the sweep."""
     monkeypatch.setattr("cspnet.cli.batch_size.try_sizes", lambda trial, sizes, host: tried)
