@@ -103,7 +103,7 @@ def list_sizes(num_samples: int, passes: int, repeats: int) -> list[int]:
 
 
 def choose_size(rates: Mapping[int, Sequence[float]]) -> int:
-    """The smallest size of {size: its rate in each round} that is, round by round, about as fast as every larger one."""
+    """The smallest of {size: its rate in each round} that is, round by round, about as fast as every larger one."""
     return min(
         size
         for size, own in rates.items()

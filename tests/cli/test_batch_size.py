@@ -233,10 +233,9 @@ def test_a_run_keeps_its_size(
     seen = speeds({8: 10, 16: 20})
     again = ("--resume", "auto", "--lr", 0.01)
     assert main(flags(picture_tree, tmp_path / "run", *again)) == 0
-    assert (
-        "batch size 16 (auto), by images/s of a process on drawn pictures (medians of 9 rounds in turns, 8: 10.0, 16: 20.0); lr stays 0.01"
-        in capsys.readouterr().out
-    )
+    tried = f"medians of {ROUNDS} rounds in turns, 8: 10.0, 16: 20.0"
+    said = f"batch size 16 (auto), by images/s of a process on drawn pictures ({tried}); lr stays 0.01"
+    assert said in capsys.readouterr().out
     seen.clear()
     assert main(flags(picture_tree, tmp_path / "run", *again, "--steps", 2)) == 0
     assert main(flags(picture_tree, tmp_path / "run", *again, "--steps", 3, "--accumulate", 2)) == 0
