@@ -34,6 +34,9 @@ class Start:
 
     folder: Path | None
     checkpoint_file: Path | None
+    was_unused: bool = False
+    """There was no run in the folder yet. It is held only once something is written, and what comes before may take
+    minutes, in which another run may begin there, and end."""
 
 
 def find_start(
@@ -61,7 +64,7 @@ def find_start(
         if writes:
             _hold(lock, folder)
         found = find_checkpoint(folder / "checkpoints", warn)
-        return Start(folder if writes else None, found[0] if found else None)
+        return Start(folder if writes else None, found[0] if found else None, not _is_used(folder))
     if resume is not None:
         file = Path(resume)
         content = read_checkpoint(file)
@@ -80,10 +83,10 @@ def find_start(
             raise RunFolderError(
                 f"--resume {file}: its run has newer checkpoints; go on elsewhere with --output-dir DIR"
             )
-        return Start((folder or own_folder) if writes else None, file)
+        return Start((folder or own_folder) if writes else None, file, folder is not None and not _is_used(folder))
     if writes and folder is not None:
         _refuse_used_folder(folder)
-    return Start(folder if writes else None, None)
+    return Start(folder if writes else None, None, was_unused=True)
 
 
 def _refuse_impossible(folder: Path) -> None:
@@ -120,9 +123,14 @@ def _hold(lock: FolderLock, folder: Path, *, signs: bool = False) -> None:
         raise RunFolderError(f"{folder}: another run is at work in it ({holder}); wait for it, or stop it")
 
 
+def _is_used(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("recipe.yaml", "metrics.jsonl")) or holds_checkpoints(
+        folder / "checkpoints"
+    )
+
+
 def _refuse_used_folder(folder: Path) -> None:
-    used = [name for name in ("recipe.yaml", "metrics.jsonl") if (folder / name).exists()]
-    if used or holds_checkpoints(folder / "checkpoints"):
+    if _is_used(folder):
         raise RunFolderError(
             f"{folder}: already holds a run; go on with it by --resume auto, or choose another --output-dir"
         )
@@ -153,7 +161,7 @@ def prepare_folder(
     Args:
         sources: {dotted key of the recipe: where its value came from}, to be kept beside it.
     Raises:
-        RunFolderError: it is another process's, or cannot be written.
+        RunFolderError: it is another process's, or has become another run's meanwhile, or cannot be written.
     """
     folder = start.folder
     try:
@@ -161,6 +169,8 @@ def prepare_folder(
             folder = _make_default_folder(recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         _hold(lock, folder, signs=True)
+        if start.was_unused:
+            _refuse_used_folder(folder)  # again, now that nobody else can begin there
         for place in (folder, folder / "checkpoints", folder / "skipped"):
             for leftover in place.glob(".*.tmp"):  # of a run that was killed while it wrote
                 leftover.unlink()

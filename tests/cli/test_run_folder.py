@@ -62,6 +62,33 @@ def test_two_runs_do_not_share_a_folder(picture_tree: Path, tmp_path: Path, caps
     assert main(command(picture_tree, "--output-dir", folder, "--resume", "auto", "--steps", 2)) == 0
 
 
+@pytest.mark.parametrize("resume", [(), ("--resume", "auto")])
+def test_a_run_that_has_come_and_gone_meanwhile_is_left_alone(
+    resume: tuple[str, ...],
+    picture_tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is tried out at the start, a batch size or the compiler, may take minutes."""
+    folder = tmp_path / "run"
+    kept: dict[Path, bytes] = {}
+
+    def let_another_run(recipe: Recipe, *args: object, **options: object) -> Recipe:
+        other = [sys.executable, "train.py", *command(picture_tree, "--output-dir", folder)]
+        subprocess.run(other, cwd=ROOT, capture_output=True, check=True)
+        kept.update({file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != ".lock"})
+        return recipe
+
+    monkeypatch.setattr("cspnet.cli.train_job.settle_batch_size", let_another_run)
+    assert main(command(picture_tree, "--output-dir", folder, "--seed", 7, *resume)) == 2
+    assert last_line(capsys).endswith(
+        f"{folder}: already holds a run; go on with it by --resume auto, or choose another --output-dir"
+    )
+    assert folder / "checkpoints" / "last.pt" in kept
+    assert {file: file.read_bytes() for file in kept} == kept
+
+
 def test_records_without_a_checkpoint_are_set_aside(
     picture_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
