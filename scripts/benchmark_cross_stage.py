@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="[%(default)s]")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds measured [%(default)s]")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:<n> [%(default)s]")
-    parser.add_argument("--precision", default="auto", metavar="NAME", help="auto, bf16, fp16, fp32 [%(default)s]")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="[%(default)s]")
     parser.add_argument("--json", type=non_empty_path, metavar="FILE", help="write all figures there")
     parser.add_argument("--markdown", type=non_empty_path, metavar="FILE", help="write what is printed there as well")
     args = parser.parse_all(sys.argv[1:])

@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="between looks at the clock [%(default)s]")
     parser.add_argument("--repeats", type=int, default=9, metavar="N", help="[%(default)s]")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:<n> [%(default)s]")
-    parser.add_argument("--precision", default="auto", metavar="NAME", help="auto, bf16, fp16, fp32 [%(default)s]")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="[%(default)s]")
     args = parser.parse_all(sys.argv[1:])
     if min(args.batch_size, args.steps, args.repeats) < 1:
         raise UserError("--batch-size, --steps and --repeats: expected numbers from 1 on")

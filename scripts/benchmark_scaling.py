@@ -158,6 +158,9 @@ def parse_command_line(argv: list[str]) -> Namespace:
             raise UserError(f"--{name}: goes with --estimate")
     if args.estimate and args.processes is not None:
         raise UserError("--processes: are measured; --gpus are estimated")
+    for name in ("size", "steps", "repeats", "device", "precision"):
+        if args.estimate and getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name}: goes with measuring, and --estimate measures nothing")
     for name in ("images_per_s", "bandwidth_gbs"):
         if args.estimate and getattr(args, name) is None:
             raise UserError(f"--estimate: needs --{name.replace('_', '-')} as well")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,27 +31,31 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from cspnet.runtime.signals import leaving_at_signals
 
-import cspnet
-from cspnet.cli import build
-from cspnet.cli.benchmark_report import check_bounds, describe_machine, ratios, spread, tell_report
-from cspnet.cli.flags import FlagParser, non_empty_path, run_door
-from cspnet.cli.measure_speed import take_turns
-from cspnet.cli.outputs import check_outputs
-from cspnet.cli.subject import build_folded
-from cspnet.cli.validate_job import run_pass
-from cspnet.data.index import open_index
-from cspnet.data.loader import default_workers
-from cspnet.data.samples import SampleIndex, digest_samples, join_paths
-from cspnet.data.shards import ShardIndex
-from cspnet.errors import EXIT_DONE, UserError
-from cspnet.recipe.load import load_recipe
-from cspnet.recipe.schema import Recipe
-from cspnet.runtime.device import choose_device
-from cspnet.runtime.distributed import World
+with leaving_at_signals({signal.SIGINT: 130}, "benchmark_validate.py"):  # these take seconds
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    import cspnet
+    from cspnet.cli import build
+    from cspnet.cli.benchmark_report import check_bounds, describe_machine, ratios, spread, tell_report
+    from cspnet.cli.flags import FlagParser, non_empty_path, run_door
+    from cspnet.cli.measure_speed import take_turns
+    from cspnet.cli.outputs import check_outputs
+    from cspnet.cli.subject import build_folded
+    from cspnet.cli.validate_job import run_pass
+    from cspnet.data.index import open_index
+    from cspnet.data.loader import default_workers
+    from cspnet.data.samples import SampleIndex, digest_samples, join_paths
+    from cspnet.data.shards import ShardIndex
+    from cspnet.errors import EXIT_DONE, UserError
+    from cspnet.recipe.load import load_recipe
+    from cspnet.recipe.schema import Recipe
+    from cspnet.runtime.device import choose_device
+    from cspnet.runtime.distributed import World
+    from cspnet.training.step import told_single_values
 
 BASE, DEFAULT = "timm, its defaults", "ours, its defaults: float32, folded"
 
@@ -190,7 +195,8 @@ def randomize(model: nn.Module, images: Tensor) -> None:
             norm.weight.copy_(torch.empty(norm.num_features).uniform_(0.5, 1.5, generator=generator))
             norm.bias.copy_(torch.empty(norm.num_features).normal_(0, 0.2, generator=generator))
         norm.momentum = 1.0
-    model.train()(images)
+    with told_single_values():
+        model.train()(images)
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -7,6 +7,7 @@ from cspnet.cli.trial import Trial
 from cspnet.data.sampler import BatchPlan
 from cspnet.errors import UserError
 from cspnet.recipe.schema import Recipe
+from cspnet.runtime.device import load_compiler
 from cspnet.runtime.distributed import gather_objects
 from cspnet.runtime.memory import is_out_of_memory
 
@@ -21,7 +22,8 @@ def settle_compile(recipe: Recipe, num_classes: int, plan: BatchPlan, place: Pla
     """
     if not recipe.train.compile:
         return False
-    import torch._dynamo  # here: it takes a second to import
+    load_compiler()
+    import torch._dynamo
 
     place.console.say("compiling the network (train.compile): a minute or more ...")
     with torch._dynamo.config.patch(suppress_errors=False):

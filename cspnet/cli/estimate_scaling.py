@@ -47,7 +47,9 @@ class Assumptions:
         if min(self.batch_size, self.devices_per_machine, self.largest_batch) < 1:
             raise UserError("an estimate needs whole numbers from 1 on")
         if not (0 <= self.backward_share < 1 and self.latency_s >= 0 and self.picture_bytes > 0):
-            raise UserError("an estimate needs a backward share of a step from 0 to 1, and a latency from 0 on")
+            raise UserError(
+                "an estimate needs a backward share from 0 to 1, a latency from 0 on, pictures of some bytes"
+            )
 
 
 @dataclass(frozen=True)

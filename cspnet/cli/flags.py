@@ -20,7 +20,7 @@ from cspnet.recipe.aliases import ALIASES, COMMON_KEYS, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
 from cspnet.runtime.leaving import leave, leave_by_force
 from cspnet.runtime.output import settle_output, tell_last
-from cspnet.runtime.signals import Stopped
+from cspnet.runtime.signals import Stopped, heed_interrupts
 
 __all__ = ["FlagParser", "add_recipe_flags", "join_tokens", "non_empty_path", "read_overrides", "run_door"]
 
@@ -60,6 +60,11 @@ class FlagParser(argparse.ArgumentParser):
             if flag in self._elsewhere:
                 advice = f"here it is {self._elsewhere[flag]}"
             raise UserError(f"{flag}: unknown {'flag' if flag.startswith('-') else 'argument'}; {advice}")
+        for before, token in zip(["", *argv], argv, strict=False):
+            flag, _, value = (before, "", "") if token == "" else token.partition("=")
+            if token == "" or (flag.startswith("--") and "=" in token and not value):
+                what = flag if flag.startswith("-") else "the command line"
+                raise UserError(f"{what}: an empty value was given; is a variable unset?")
         return namespace
 
 
@@ -184,7 +189,8 @@ def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] 
 
     An error that all processes of a run share is printed by the first one only.
     """
-    code = _run(name, work, environment)
+    with heed_interrupts(name):
+        code = _run(name, work, environment)
     settle_output()
     return leave(code)
 

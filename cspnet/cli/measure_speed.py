@@ -24,7 +24,7 @@ from cspnet.runtime.distributed import World
 from cspnet.runtime.heap import keep_freed_memory
 from cspnet.runtime.memory import is_out_of_memory, told_shortage
 from cspnet.training.state import TrainState
-from cspnet.training.step import train_step
+from cspnet.training.step import told_single_values, train_step
 
 __all__ = ["LR", "NUM_CLASSES", "Contender", "Subject", "Trial", "draw_batch", "measure_deterministic"]
 __all__ += ["measure_side_by_side", "take_turns"]
@@ -79,7 +79,8 @@ class Contender(ABC):
     def first_steps(self) -> list[float]:
         """The losses of two updates, which no clock is held to."""
         self.network.train()
-        return [float(self.update()) for _ in range(2)]
+        with told_single_values():
+            return [float(self.update()) for _ in range(2)]
 
     def time_training(self, update: Callable[[], object] | None = None) -> float:
         """Images per second of `steps` updates, or of so many other pieces of work on a batch."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cspnet.recipe.schema import OptimRecipe
+from cspnet.runtime.device import load_compiler
 
 __all__ = ["build_optimizer", "peak_lr", "set_lr", "step_unless"]
 
@@ -54,11 +55,14 @@ def build_optimizer(
 
     Args:
         depths: of the parameters, for cfg.layer_decay: the deepest have the whole learning rate. None: all have it.
+    Raises:
+        DeviceError: PyTorch's compiler, which its optimizers need, does not load.
 
     SGD without decay of norm scales and biases is Darknet's: its update takes the decay on the weights of convolutions
     alone, and the learning rate enters when the momentum is applied.
     Source: AlexeyAB/darknet src/convolutional_layer.c, update_convolutional_layer; timm optim/rmsprop_tf.py, lamb.py.
     """
+    load_compiler()
     groups = _group_params(model, cfg, depths or {})
     params = [p for group in groups for p in group["params"]]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)

@@ -8,7 +8,7 @@ import torch
 
 from cspnet.errors import DeviceError
 
-__all__ = ["choose_amp_dtype", "choose_device", "is_bf16_faster", "synchronize"]
+__all__ = ["choose_amp_dtype", "choose_device", "is_bf16_faster", "load_compiler", "synchronize"]
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -91,3 +91,18 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def load_compiler() -> None:
+    """Import torch._dynamo, which takes a second, and makes the folder of its cache. PyTorch's optimizers do so, too.
+
+    Raises:
+        DeviceError: that folder cannot be made.
+    """
+    try:
+        import torch._dynamo  # noqa: F401
+    except OSError as error:
+        raise DeviceError(
+            f"{error.filename}: {error.strerror}: PyTorch keeps what it compiles there, and does not begin without; "
+            "let TORCHINDUCTOR_CACHE_DIR name a folder that can be made"
+        ) from error

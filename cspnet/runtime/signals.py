@@ -14,15 +14,18 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from types import FrameType
+from typing import NoReturn
 
 from cspnet.errors import EXIT_STOPPED
 from cspnet.runtime.leaving import leaves_by_force
 
-__all__ = ["STOP_SIGNALS", "StopRequest", "Stopped", "heed_stop_signals", "leaving_at_signals", "list_heeded"]
+__all__ = ["STOP_SIGNALS", "StopRequest", "Stopped", "heed_interrupts", "heed_stop_signals", "leaving_at_signals"]
+__all__ += ["list_heeded"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
@@ -82,7 +85,10 @@ class StopRequest:
             return
         self.signal_name, self._noted_at_s = signal.Signals(number).name, now_s
         if not self.may_wait:
-            raise Stopped(_in_vain(signal.Signals(number)))
+            said = _in_vain(signal.Signals(number))
+            if _is_importing(frame):
+                _leave_import(f"{self.program}: {said}" if self.speaks else "", EXIT_STOPPED)
+            raise Stopped(said)
         if self.speaks:
             _say(f"\n{self.signal_name}: saving behind this step, then stopping; again stops at once\n")
 
@@ -95,6 +101,47 @@ def _say(text: str) -> None:
     """Not print: the program may be in the middle of one. That nobody can read it is no reason to fail."""
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether an import is under way there. What is raised within one may be swallowed by a module that tries out what
+    there is, or pass through C++ that ends the process by SIGABRT for it, as PyTorch's does."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave_import(text: str, code: int) -> NoReturn:
+    """End the process. What has been printed may be in the middle of being written: it is given out if that works."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    if text and os.environ.get("RANK", "0") == "0":
+        _say(f"{text}\n")
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def heed_interrupts(program: str) -> Iterator[None]:
+    """In this block Ctrl-C raises KeyboardInterrupt as ever, but within an import it ends the process, with exit code
+    130. Where it is ignored, or handled by somebody else, that is left so."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            _leave_import(f"{program}: interrupted", 130)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is handle:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

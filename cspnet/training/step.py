@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,12 +16,18 @@ from cspnet.optim.losses import soft_cross_entropy
 from cspnet.optim.optimizers import set_lr, step_unless
 from cspnet.training.state import TrainState
 
-__all__ = ["StepResult", "train_step"]
+__all__ = ["StepResult", "told_single_values", "train_step"]
 
 
-def _forward(network: nn.Module, images: Tensor) -> Tensor:
+@contextlib.contextmanager
+def told_single_values() -> Iterator[None]:
+    """In this block a network is trained; what a batch of one picture is refused for is said in words.
+
+    Raises:
+        ModelError: BatchNorm got a single value for each channel.
+    """
     try:
-        return network(images)
+        yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -75,8 +81,9 @@ def train_step(
         # Processes exchange gradients once a step, with the last micro-batch.
         quiet = isinstance(network, nn.parallel.DistributedDataParallel) and i < accumulate - 1
         with network.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
-            with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32):
-                logits = _forward(network, images)
+            in_half = torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not torch.float32)
+            with in_half, told_single_values():
+                logits = network(images)
             if not isinstance(logits, Tensor):
                 raise ModelError(
                     f"{type(state.model).__name__} returns a {type(logits).__name__} in training, not logits"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from cspnet.cli.train import main
 from cspnet.training.checkpoint import read_checkpoint
+from tests.conftest import ROOT
 
 FLAGS = ("--model", "cspdarknet_tiny", "--img-size", "32", "--batch-size", "8", "--epochs", "1", "--workers", "0")
 RUN = (
@@ -83,6 +87,21 @@ def test_the_compiler_is_told_its_mode(
     monkeypatch.setattr(torch, "compile", compile_as_it_is)
     train(picture_tree, tmp_path / "run", "--compile", "true", *flags)
     assert told == [mode, mode], "of the trial and of the run"
+
+
+@pytest.mark.parametrize("compiles", ["true", "false"])
+def test_a_compiler_without_a_folder_is_told(compiles: str, picture_tree: Path, tmp_path: Path) -> None:
+    """PyTorch's optimizers load it as well."""
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"
+    words = (*FLAGS, *RUN, "--data-path", picture_tree, "--output-dir", tmp_path / "run", "--compile", compiles)
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    command = [sys.executable, "train.py", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"train.py: error: {cache}: Not a directory: PyTorch keeps what it compiles there")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("backend", [fail, aot_autograd(fw_compiler=as_it_is, bw_compiler=fail)], ids=["first", "late"])

@@ -79,6 +79,54 @@ def test_a_signal_while_it_still_imports(tmp_path: Path, name: str) -> None:
     assert (process.returncode, told) == (75, f"x.py: stopped by {name}; there was nothing to save\n")
 
 
+IMPORTS_WITHIN = """
+import sys
+sys.path.insert(0, ".")
+from cspnet.cli.flags import run_door
+from cspnet.runtime.signals import heed_stop_signals
+
+def work():
+    print("so far", end="")
+    import tries_something
+
+def train():
+    with heed_stop_signals("x.py"):
+        work()
+
+sys.exit(run_door("x.py", train if "train" in sys.argv else work))
+"""
+TRIES = """
+import sys, time
+try:
+    print("importing", file=sys.stderr, flush=True)
+    time.sleep(600)
+except BaseException:  # as C++ does that asks Python for something
+    pass
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "code", "said"),
+    [
+        ("script", "SIGINT", 130, "x.py: interrupted\n"),
+        ("train", "SIGINT", 75, "x.py: stopped by SIGINT; there was nothing to save\n"),
+        ("train", "SIGTERM", 75, "x.py: stopped by SIGTERM; there was nothing to save\n"),
+    ],
+)
+def test_a_signal_within_an_import_is_not_swallowed_there(
+    tmp_path: Path, what: str, name: str, code: int, said: str
+) -> None:
+    (tmp_path / "x.py").write_text(IMPORTS_WITHIN)
+    (tmp_path / "tries_something.py").write_text(TRIES)
+    process = start_group(tmp_path / "x.py", what, forked=False)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "importing\n"
+    process.send_signal(getattr(signal, name))
+    assert process.communicate(timeout=60) == ("so far", said)
+    assert process.returncode == code
+
+
 IN_A_LIBRARY = """
 import ctypes, sys
 sys.path.insert(0, ".")

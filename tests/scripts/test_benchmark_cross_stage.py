@@ -53,6 +53,7 @@ def test_the_table(fork_script: Callable[..., subprocess.CompletedProcess[str]],
     [
         (("resnet50_darknet", "--device", "cpu"), "resnet50_darknet: has no cross stage"),
         (("cspresnet50", "--repeats", 0), "--repeats 0"),
+        (("cspresnet50", "--precision", "half"), "--precision: invalid choice: 'half'"),
         (("cspresnet5", "--device", "cpu"), "did you mean cspresnet50?"),
     ],
 )

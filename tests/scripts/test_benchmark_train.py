@@ -293,6 +293,7 @@ CASES = {
     "cspresnet50 --data /nowhere/at/all": "no such folder",
     "cspresnet50 --json /nowhere/t.json": "name a file in a folder that is there",
     "cspresnet50 --device abacus": "abacus",
+    "cspresnet50 --device cpu --size 32 --batch-size 1": "a batch of one picture",
     "nonesuch --loop-overhead": "nonesuch",
     "--size": "expected one argument",
 }

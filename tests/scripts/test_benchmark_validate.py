@@ -158,6 +158,7 @@ def test_wrong_things_end_in_one_line(
         ((pictures, "--json", tmp_path / "no" / "x.json"), "name a file in a folder that is there"),
         ((pictures, *tiny, "--weights", tmp_path / "gone.pt"), "gone.pt"),
         ((tmp_path / "broken", *tiny), "x.jpg: cannot be read"),
+        ((pictures, "--size", 32, "--limit", 1), "a batch of one picture"),
         ((pictures, "--size", 32, "--rounds", 2), "--rounds: unknown flag"),
     ]
     for flags, words in cases:
