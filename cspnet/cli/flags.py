@@ -60,7 +60,8 @@ class FlagParser(argparse.ArgumentParser):
             if flag in self._elsewhere:
                 advice = f"here it is {self._elsewhere[flag]}"
             raise UserError(f"{flag}: unknown {'flag' if flag.startswith('-') else 'argument'}; {advice}")
-        for before, token in zip(["", *argv], argv, strict=False):
+        flags = argv[: argv.index("--")] if "--" in argv else argv
+        for before, token in zip(["", *flags], flags, strict=False):
             flag, _, value = (before, "", "") if token == "" else token.partition("=")
             if token == "" or (flag.startswith("--") and "=" in token and not value):
                 what = flag if flag.startswith("-") else "the command line"

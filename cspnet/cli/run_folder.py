@@ -168,9 +168,10 @@ def prepare_folder(
         if folder is None:
             folder = _make_default_folder(recipe_file, recipe.model.name, time.strftime("%Y%m%d-%H%M%S"))
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        _hold(lock, folder, signs=True)
+        _hold(lock, folder)
         if start.was_unused:
             _refuse_used_folder(folder)  # again, now that nobody else can begin there
+        _hold(lock, folder, signs=True)
         for place in (folder, folder / "checkpoints", folder / "skipped"):
             for leftover in place.glob(".*.tmp"):  # of a run that was killed while it wrote
                 leftover.unlink()

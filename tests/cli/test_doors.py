@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cspnet.cli.flags import FlagParser
+from cspnet.errors import UserError
 from cspnet.runtime.signals import heed_stop_signals, list_heeded
 from tests.conftest import ROOT
 from tests.processes import start_group
@@ -206,3 +208,24 @@ def test_a_run_that_nobody_listens_to(picture_tree: Path, tmp_path: Path) -> Non
     assert process.wait(timeout=120) == 0
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device="], "--device: an empty value was given"),
+        (["--device", ""], "--device: an empty value was given"),
+        (["a", ""], "the command line: an empty value was given"),
+        (["--device=x=", "a=", "--", "--x="], None),
+    ],
+)
+def test_an_empty_value_is_refused(words: list[str], said: str | None) -> None:
+    """As an unset variable gives it. What only ends in = is none, nor is what stands behind --."""
+    parser = FlagParser(prog="x.py")
+    parser.add_argument("--device")
+    parser.add_argument("files", nargs="*")
+    if said is None:
+        assert vars(parser.parse_all(words)) == {"device": "x=", "files": ["a=", "--x="]}
+        return
+    with pytest.raises(UserError, match=said):
+        parser.parse_all(words)
