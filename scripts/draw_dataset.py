@@ -12,12 +12,10 @@ Lengths inside a picture are fractions of its side, colours are RGB in [0, 1], a
 import argparse
 import colorsys
 import math
-import multiprocessing
 import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,6 +24,11 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cspnet.runtime.processes import create_context, leave_with_parent
+from cspnet.runtime.tasks import closing, result_of, submit
 
 SHAPES = ("circle", "triangle", "star", "cross")
 TEXTURES = ("stripes", "dots", "checks")
@@ -161,36 +164,19 @@ def draw_class(folder: Path, split: str, label: int, count: int, size: int, seed
         draw_picture(rng, shape, texture, size).save(folder / f"{index:04d}.jpg", quality=quality)
 
 
-def leave_with_parent() -> None:
-    """Set up a worker process: stopping is the main process's business, but outlive it never."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def watch() -> None:
-        # A pool's workers would otherwise wait for work for ever once the main process is killed.
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def draw_dataset(out: Path, counts: dict[str, int], size: int, seed: int, quality: int, workers: int) -> None:
     """Draw counts[split] pictures per class into out, which appears only once it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.part-", dir=out.parent) as scratch:
         root = Path(scratch) / out.name
-        with ProcessPoolExecutor(workers, initializer=leave_with_parent) as pool:
+        with closing(ProcessPoolExecutor(workers, create_context(), leave_with_parent)) as pool:
             tasks = [
-                pool.submit(draw_class, root / split / name, split, label, counts[split], size, seed, quality)
+                submit(pool, draw_class, root / split / name, split, label, counts[split], size, seed, quality)
                 for split in SPLITS
                 for label, name in enumerate(CLASSES)
             ]
-            try:
-                for task in tasks:
-                    task.result()
-            finally:
-                pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, the classes not begun stay undrawn
+            for task in tasks:
+                result_of(task)
         root.rename(out)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from cspnet.errors import EXIT_BUG, EXIT_STOPPED, EXIT_USER, UserError
 from cspnet.recipe.aliases import ALIASES, COMMON_KEYS, CONSTANT_FLAGS
 from cspnet.recipe.load import FieldHelp, field_table, parse_value
-from cspnet.runtime.leaving import leave, leave_by_force
+from cspnet.runtime.leaving import leave, leave_by_force, leave_soon
 from cspnet.runtime.output import settle_output, tell_last
 from cspnet.runtime.signals import Stopped, heed_interrupts
 
@@ -217,6 +217,8 @@ def _run(name: str, work: Callable[[], int], environment: Mapping[str, str]) -> 
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: os._exit(130))  # whoever says it again does not want to wait
+        leave_soon(130)
+        settle_output()
         tell_last(f"{name}: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has gone

@@ -28,6 +28,7 @@ from cspnet.runtime.device import choose_amp_dtype, choose_device
 from cspnet.runtime.files import printable
 from cspnet.runtime.memory import told_shortage
 from cspnet.runtime.processes import count_cores
+from cspnet.runtime.tasks import closing, result_of, submit
 from cspnet.weights.load import load_state_dict
 
 __all__ = ["PredictJob", "Prediction", "find_pictures", "predict", "run_predict_job"]
@@ -148,7 +149,10 @@ def predict(
         except UnreadableImageError as error:
             return str(error)
 
-    with ThreadPoolExecutor(min(8, count_cores())) as readers, told_shortage(device, "", "use a smaller --batch-size"):
+    with (
+        closing(ThreadPoolExecutor(min(8, count_cores()))) as readers,
+        told_shortage(device, "", "use a smaller --batch-size"),
+    ):
         for chunk, pixels in _read_ahead(readers, read, paths, batch_size):
             good = [entry for entry in pixels if not isinstance(entry, str)]
             answers: Iterator[tuple[list[int], list[float]]] = iter(())
@@ -193,11 +197,11 @@ def _read_ahead(
 ) -> Iterator[tuple[Sequence[str], list[np.ndarray | str]]]:
     """(paths, what was read), a batch at a time, with the next one under way."""
     chunks = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    under_way = [readers.map(read, chunk) for chunk in chunks[:1]]
+    under_way = [[submit(readers, read, path) for path in chunk] for chunk in chunks[:1]]
     for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
         if following is not None:
-            under_way.append(readers.map(read, following))
-        yield chunk, list(under_way.pop(0))
+            under_way.append([submit(readers, read, path) for path in following])
+        yield chunk, [result_of(task) for task in under_way.pop(0)]
 
 
 def _check_sheet(file: Path | None) -> None:

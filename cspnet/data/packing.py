@@ -18,7 +18,7 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,8 @@ from cspnet.data.shards import ShardIndex, ShardPlan, list_shards, read_plan
 from cspnet.data.tar import TarError, walk_tar
 from cspnet.errors import DataError
 from cspnet.runtime.files import replacing, write_atomically
-from cspnet.runtime.processes import create_context, held_back_signals, leave_with_parent
+from cspnet.runtime.processes import create_context, leave_with_parent
+from cspnet.runtime.tasks import as_done, submit
 
 __all__ = ["BadPicture", "Encoding", "Packed", "Packing", "member_names", "pack_split", "plan_packing"]
 
@@ -259,9 +260,7 @@ def _write_shards(
     try:
         with pool:
             try:
-                with held_back_signals():  # the processes start with the first of these
-                    tasks = [pool.submit(_write_shard, shard) for shard in shards]
-                for task in as_completed(tasks):
+                for task in as_done([submit(pool, _write_shard, shard) for shard in shards]):
                     yield task.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

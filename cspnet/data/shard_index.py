@@ -25,6 +25,7 @@ from cspnet.data.samples import RACY_NS, digest_samples, join_paths, read_arrays
 from cspnet.data.shards import ShardIndex, ShardPlan, list_shards, original_name, read_plan
 from cspnet.data.tar import BLOCK, Member, TarError, walk_tar
 from cspnet.errors import DataError
+from cspnet.runtime.tasks import closing, result_of, submit
 
 __all__ = ["INDEX_NAME", "open_shards", "scan_shards", "stamp_shards", "write_index"]
 
@@ -88,8 +89,9 @@ def scan_shards(files: Sequence[Path], *, whole: bool = True, complain: Complain
     Raises:
         DataError: no pictures in them, or what `complain` raises.
     """
-    with ThreadPoolExecutor(min(_MAX_THREADS, len(files))) as pool:
-        found = list(pool.map(_scan_shard, files))
+    with closing(ThreadPoolExecutor(min(_MAX_THREADS, len(files)))) as pool:
+        tasks = [submit(pool, _scan_shard, file) for file in files]
+        found = [result_of(task) for task in tasks]
     for shard in found:
         for problem in shard.problems:
             complain(problem)

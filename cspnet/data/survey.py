@@ -19,7 +19,8 @@ from cspnet.data.findings import Finding, Problem
 from cspnet.data.inspection import DIGEST_BYTES, Inspection, inspect_sample
 from cspnet.data.samples import SampleIndex
 from cspnet.errors import DataError
-from cspnet.runtime.processes import create_context, held_back_signals, leave_with_parent
+from cspnet.runtime.processes import create_context, leave_with_parent
+from cspnet.runtime.tasks import closing, result_of, submit
 
 __all__ = ["SplitSurvey", "find_copies", "find_small_classes", "find_unseen_classes", "inspect_all"]
 
@@ -42,27 +43,23 @@ def inspect_all(index: SampleIndex, workers: int) -> Generator[list[Inspection],
     if not workers:
         yield from ([inspect_sample(index, i) for i in range(*span)] for span in spans)
         return
-    pool = ProcessPoolExecutor(workers, create_context(), _start_worker, (index,))
-    with held_back_signals():
-        pool.submit(int)  # the processes start with the first task, and never see a Ctrl-C
     pending: deque[tuple[tuple[int, int], Future[list[Inspection]]]] = deque()
     try:
-        for span in spans:
-            pending.append((span, pool.submit(_inspect_span, span)))
-            if len(pending) > 4 * workers:
-                yield pending[0][1].result()
+        with closing(ProcessPoolExecutor(workers, create_context(), _start_worker, (index,))) as pool:
+            for span in spans:
+                pending.append((span, submit(pool, _inspect_span, span)))
+                if len(pending) > 4 * workers:
+                    yield result_of(pending[0][1])
+                    pending.popleft()
+            while pending:
+                yield result_of(pending[0][1])
                 pending.popleft()
-        while pending:
-            yield pending[0][1].result()
-            pending.popleft()
     except BrokenProcessPool as error:
         first, last = pending[0][0][0], pending[-1][0][1] - 1
         raise DataError(
             f"{index.source}: a process that read pictures died (out of memory?) somewhere from {index.path(first)} "
             f"to {index.path(last)}; --workers 1 needs the least memory"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 _index: SampleIndex

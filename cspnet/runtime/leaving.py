@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 
-__all__ = ["leave", "leave_by_force", "leaves_by_force"]
+__all__ = ["leave", "leave_by_force", "leave_soon", "leaves_by_force"]
 
 _by_force = False
+_SOON_S = 10.0
 
 
 def leave_by_force() -> None:
@@ -19,6 +22,20 @@ def leave_by_force() -> None:
 def leaves_by_force() -> bool:
     """Whether it will."""
     return _by_force
+
+
+def leave_soon(code: int) -> None:
+    """From now on this process has a few seconds to end by itself, then it is ended, with this exit code.
+
+    What an exception of a signal's handler has gone through may have kept a lock that the end of a library waits for,
+    as that of the queues to reading processes does.
+    """
+
+    def end() -> None:
+        time.sleep(_SOON_S)
+        os._exit(code)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def leave(code: int) -> int:

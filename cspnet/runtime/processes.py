@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import FrameType
 
 from cspnet.runtime.signals import STOP_SIGNALS
 
@@ -44,15 +45,51 @@ def count_cores(cgroups: Path = _CGROUPS) -> int:
 
 @contextlib.contextmanager
 def held_back_signals() -> Iterator[None]:
-    """Stop signals wait until the block is over; processes that start in it do so with them held back for good."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Stop signals wait until the block is over; processes and threads that start in it have them held back for good.
+
+    Called in a thread that is not the main one, it holds them back from what starts only.
+    """
+    with _deferred_handlers():
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _deferred_handlers() -> Iterator[None]:
+    """In the main thread Python's handlers of stop signals wait until the block is over.
+
+    They run there though it has the signals blocked, if the system gives these to another thread, such as one of a
+    library for linear algebra.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    came: list[int] = []
+    handlers = {number: handler for number in STOP_SIGNALS if callable(handler := signal.getsignal(number))}
+    is_over = False
+
+    def defer(number: int, frame: FrameType | None) -> None:
+        if is_over:  # one before has raised while the handlers were put back
+            handlers[signal.Signals(number)](number, frame)
+        else:
+            came.append(number)
+
     try:
+        for number in handlers:
+            signal.signal(number, defer)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        is_over = True
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(came):
+            handlers[signal.Signals(number)](number, None)
 
 
 def leave_with_parent() -> None:

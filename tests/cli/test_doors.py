@@ -22,17 +22,27 @@ SLOW_TO_END = """
 import atexit, sys, time
 sys.path.insert(0, ".")
 from cspnet.cli.flags import run_door
+from cspnet.runtime import leaving
 def work():
+    print("so far")
     raise KeyboardInterrupt
+leaving._SOON_S = float(sys.argv[1])
 atexit.register(time.sleep, 600)
 sys.exit(run_door("x.py", work))
 """
 
 
+def test_what_never_ends_after_ctrl_c_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(SLOW_TO_END)
+    process = start_group(tmp_path / "x.py", 0.1, forked=False)
+    assert process.communicate(timeout=60) == ("so far\n", "x.py: interrupted\n")
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_is_told_again_does_not_wait_for_the_end(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "x.py").write_text(SLOW_TO_END)
-    process = start_group(tmp_path / "x.py", forked=False)
+    process = start_group(tmp_path / "x.py", 600, forked=False)
     assert process.stderr is not None
     assert process.stderr.readline() == "x.py: interrupted\n"
     process.send_signal(number)
