@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import json
@@ -190,13 +191,13 @@ def run_door(name: str, work: Callable[[], int], environment: Mapping[str, str] 
 
     An error that all processes of a run share is printed by the first one only.
     """
-    with heed_interrupts(name):
-        code = _run(name, work, environment)
+    with contextlib.ExitStack() as behind, heed_interrupts(name):
+        code = _run(name, work, environment, behind)
     settle_output()
     return leave(code)
 
 
-def _run(name: str, work: Callable[[], int], environment: Mapping[str, str]) -> int:
+def _run(name: str, work: Callable[[], int], environment: Mapping[str, str], behind: contextlib.ExitStack) -> int:
     try:
         code = work()
         if sys.stdout is not None and not sys.stdout.closed:
@@ -217,7 +218,7 @@ def _run(name: str, work: Callable[[], int], environment: Mapping[str, str]) -> 
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: os._exit(130))  # whoever says it again does not want to wait
-        leave_soon(130)
+        behind.callback(leave_soon(130))  # while what the exception holds is cleaned up
         settle_output()
         tell_last(f"{name}: interrupted")
         return 130

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
+from collections.abc import Callable
 
 __all__ = ["leave", "leave_by_force", "leave_soon", "leaves_by_force"]
 
@@ -24,18 +24,20 @@ def leaves_by_force() -> bool:
     return _by_force
 
 
-def leave_soon(code: int) -> None:
-    """From now on this process has a few seconds to end by itself, then it is ended, with this exit code.
+def leave_soon(code: int) -> Callable[[], None]:
+    """In a few seconds this process is ended, with this exit code, unless what is returned is called before.
 
-    What an exception of a signal's handler has gone through may have kept a lock that the end of a library waits for,
-    as that of the queues to reading processes does.
+    What an exception of a signal's handler has gone through may have kept a lock that whoever cleans up behind it waits
+    for, as the queues to reading processes do.
     """
+    is_done = threading.Event()
 
     def end() -> None:
-        time.sleep(_SOON_S)
-        os._exit(code)
+        if not is_done.wait(_SOON_S):
+            os._exit(code)
 
     threading.Thread(target=end, daemon=True).start()
+    return is_done.set
 
 
 def leave(code: int) -> int:

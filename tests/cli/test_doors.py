@@ -22,32 +22,51 @@ SLOW_TO_END = """
 import atexit, sys, time
 sys.path.insert(0, ".")
 from cspnet.cli.flags import run_door
-from cspnet.runtime import leaving
 def work():
-    print("so far")
     raise KeyboardInterrupt
-leaving._SOON_S = float(sys.argv[1])
 atexit.register(time.sleep, 600)
 sys.exit(run_door("x.py", work))
 """
 
 
-def test_what_never_ends_after_ctrl_c_is_ended(tmp_path: Path) -> None:
-    (tmp_path / "x.py").write_text(SLOW_TO_END)
-    process = start_group(tmp_path / "x.py", 0.1, forked=False)
-    assert process.communicate(timeout=60) == ("so far\n", "x.py: interrupted\n")
-    assert process.returncode == 130
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_is_told_again_does_not_wait_for_the_end(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "x.py").write_text(SLOW_TO_END)
-    process = start_group(tmp_path / "x.py", 600, forked=False)
+    process = start_group(tmp_path / "x.py", forked=False)
     assert process.stderr is not None
     assert process.stderr.readline() == "x.py: interrupted\n"
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (130, "")
+
+
+HELD_UP = """
+import sys, time
+sys.path.insert(0, ".")
+from cspnet.cli.flags import run_door
+from cspnet.runtime import leaving
+class Held:
+    def __del__(self):
+        time.sleep(float(sys.argv[1]))
+def work():
+    held = Held()
+    print("so far")
+    raise KeyboardInterrupt
+leaving._SOON_S = 0.5
+code = run_door("x.py", work)
+time.sleep(1)
+print("goes on after", code)
+"""
+
+
+@pytest.mark.parametrize(("held_s", "code", "said"), [(600, 130, "so far\n"), (0, 0, "so far\ngoes on after 130\n")])
+def test_what_holds_up_the_end_after_ctrl_c_is_not_waited_for(
+    tmp_path: Path, held_s: int, code: int, said: str
+) -> None:
+    (tmp_path / "x.py").write_text(HELD_UP)
+    process = start_group(tmp_path / "x.py", held_s, forked=False)
+    assert process.communicate(timeout=60) == (said, "x.py: interrupted\n")
+    assert process.returncode == code
 
 
 STUCK = """
