@@ -11,12 +11,14 @@ Lengths inside a picture are fractions of its side, colours are RGB in [0, 1], a
 
 import argparse
 import colorsys
+import contextlib
 import math
 import os
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +29,7 @@ from PIL import Image, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cspnet.runtime.processes import create_context, leave_with_parent
+from cspnet.runtime.processes import create_context, held_back_signals, leave_with_parent
 from cspnet.runtime.tasks import closing, result_of, submit
 
 SHAPES = ("circle", "triangle", "star", "cross")
@@ -164,11 +166,22 @@ def draw_class(folder: Path, split: str, label: int, count: int, size: int, seed
         draw_picture(rng, shape, texture, size).save(folder / f"{index:04d}.jpg", quality=quality)
 
 
+@contextlib.contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that is gone behind the block, whoever is in a hurry."""
+    folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.part-", dir=out.parent)
+    try:
+        yield Path(folder.name)
+    finally:
+        with held_back_signals():
+            folder.cleanup()
+
+
 def draw_dataset(out: Path, counts: dict[str, int], size: int, seed: int, quality: int, workers: int) -> None:
     """Draw counts[split] pictures per class into out, which appears only once it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.part-", dir=out.parent) as scratch:
-        root = Path(scratch) / out.name
+    with scratch_folder(out) as scratch:
+        root = scratch / out.name
         with closing(ProcessPoolExecutor(workers, create_context(), leave_with_parent)) as pool:
             tasks = [
                 submit(pool, draw_class, root / split / name, split, label, counts[split], size, seed, quality)
@@ -215,6 +228,8 @@ def main() -> None:
         counts = {"train": args.train_per_class, "val": args.val_per_class}
         draw_dataset(out, counts, args.size, args.seed, args.quality, args.workers)
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # nothing is left to stop, and the exit code stays
         sys.exit(f"{parser.prog}: stopped, {args.out} was not made")
     except OSError as error:
         parser.error(f"cannot write {args.out}: {error}: name a folder that can be written")

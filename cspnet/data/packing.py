@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import io
 import itertools
-import multiprocessing
 import os
 import tarfile
 import zlib
@@ -36,7 +35,7 @@ from cspnet.data.tar import TarError, walk_tar
 from cspnet.errors import DataError
 from cspnet.runtime.files import replacing, write_atomically
 from cspnet.runtime.processes import create_context, leave_with_parent
-from cspnet.runtime.tasks import as_done, submit
+from cspnet.runtime.tasks import as_done, closing, submit
 
 __all__ = ["BadPicture", "Encoding", "Packed", "Packing", "member_names", "pack_split", "plan_packing"]
 
@@ -255,18 +254,11 @@ def _write_shards(
     packing: Packing, shards: Sequence[int], workers: int, skip_bad: bool
 ) -> Iterator[tuple[int, list[BadPicture]]]:
     """Each shard as it is done, with its bad pictures."""
-    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(shards)) or 1, create_context(), _start_worker, (packing, skip_bad))
     try:
-        with pool:
-            try:
-                for task in as_done([submit(pool, _write_shard, shard) for shard in shards]):
-                    yield task.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for child in set(multiprocessing.active_children()) - others:
-                    child.kill()  # a SIGTERM could be lost in one that all processes have been sent
-                raise
+        with closing(pool):
+            for task in as_done([submit(pool, _write_shard, shard) for shard in shards]):
+                yield task.result()
     except BrokenProcessPool as error:
         raise DataError(
             f"{packing.folder}: a writing process was killed (out of memory?); use fewer --workers, and give the same "

@@ -220,7 +220,7 @@ def heed_stop_signals(program: str) -> Iterator[StopRequest]:
 
     Behind a Stopped the process is about to end, with everything saved, and where it leaves by force it is about to say
     why: a launcher that stops it then, because another one has ended already, must not change its exit code. Ctrl-C
-    ends it at once.
+    ends it at once, behind a Stopped with the same exit code, too.
     """
     request = StopRequest(program)
     if threading.current_thread() is not threading.main_thread():
@@ -233,7 +233,8 @@ def heed_stop_signals(program: str) -> Iterator[StopRequest]:
     except BaseException as error:
         if not (isinstance(error, Stopped) or leaves_by_force()):
             raise
-        before = dict.fromkeys(before, signal.SIG_IGN) | {signal.SIGINT: lambda number, frame: os._exit(128 + number)}
+        code = EXIT_STOPPED if isinstance(error, Stopped) else 128 + signal.SIGINT
+        before = dict.fromkeys(before, signal.SIG_IGN) | {signal.SIGINT: lambda number, frame: os._exit(code)}
         raise
     finally:
         for number, handler in before.items():

@@ -8,8 +8,9 @@ for ever.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -23,11 +24,21 @@ P = TypeVar("P", bound=Executor)
 
 @contextlib.contextmanager
 def closing(pool: P) -> Iterator[P]:
-    """Behind the block its threads or processes are gone; tasks that have not begun by then are dropped."""
+    """Behind the block its threads or processes are gone.
+
+    If an exception has ended it, tasks that have not begun are dropped, and processes are killed in theirs.
+    """
+    others = set(multiprocessing.active_children())
     try:
         yield pool
-    finally:
+        pool.shutdown()
+    except BaseException:
+        if isinstance(pool, ProcessPoolExecutor):
+            with held_back_signals():
+                for child in set(multiprocessing.active_children()) - others:
+                    child.kill()  # a SIGTERM could be lost in one that all processes have been sent
         pool.shutdown(cancel_futures=True)
+        raise
 
 
 def submit(pool: Executor, work: Callable[..., T], *args: Any) -> Future[T]:

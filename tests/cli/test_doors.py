@@ -69,6 +69,30 @@ def test_what_holds_up_the_end_after_ctrl_c_is_not_waited_for(
     assert process.returncode == code
 
 
+STOPPED = """
+import atexit, sys, time
+sys.path.insert(0, ".")
+from cspnet.cli.flags import run_door
+from cspnet.runtime.signals import Stopped, heed_stop_signals
+def work():
+    with heed_stop_signals("x.py"):
+        raise Stopped("saved")
+atexit.register(time.sleep, 600)
+sys.exit(run_door("x.py", work))
+"""
+
+
+def test_ctrl_c_while_a_stopped_run_ends_keeps_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(STOPPED)
+    process = start_group(tmp_path / "x.py", forked=False)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "x.py: saved\n"
+    process.send_signal(signal.SIGTERM)  # a launcher's
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (75, "")
+
+
 STUCK = """
 import atexit, sys, time
 sys.path.insert(0, ".")
