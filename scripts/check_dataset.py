@@ -98,9 +98,10 @@ def open_splits(root: Path, paths: dict[str, Path], outside_root: bool) -> tuple
             complain=problems.append,
             warn=stale.append,
         )
-        problems += [Problem("stale_index", str(path), text) for text in stale]
         if path.is_dir():
             problems += find_left_out(path)
+        else:
+            problems += [Problem("stale_index", str(path), text) for text in stale]
         if not surveys:
             classes, num_classes = index.classes, len(index.classes) or int(index.labels.max(initial=-1)) + 1
         elif index.classes and not classes and len(index.classes) != num_classes:

@@ -163,6 +163,15 @@ def test_nothing_broken_is_exit_code_0(clean: Path, tmp_path: Path, fork_script:
     assert (done.returncode, report["broken"], report["odd"]) == (0, 0, 1)
 
 
+def test_a_pipe_is_left_out_and_counted_once(clean: Path, tmp_path: Path, fork_script: Run) -> None:
+    shutil.copytree(clean, tmp_path / "data")
+    os.mkfifo(tmp_path / "data" / "train" / "cat" / "pipe.jpg")
+    done, report = check(fork_script, tmp_path, tmp_path / "data", "--workers", 0)
+    assert (done.returncode, report["odd"]) == (0, 1)
+    (found,) = (finding for finding in report["findings"] if finding["kind"] == "left_out")
+    assert Path(found["place"]).name == "pipe.jpg"
+
+
 def test_one_folder_or_one_list(clean: Path, tmp_path: Path, fork_script: Run) -> None:
     for data in (clean / "val", write_list(clean / "val", tmp_path)):
         done, report = check(fork_script, tmp_path, data, "--workers", 0, *["--outside-root"] * data.is_file())
