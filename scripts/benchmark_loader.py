@@ -22,6 +22,7 @@ against as many times the speed of one core alone just before (with more process
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -33,33 +34,36 @@ from typing import Any, NamedTuple
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-import torch
-from other_loaders import dali, ffcv, timm_loader, timm_transform, torchvision_reference
+from cspnet.runtime.signals import leaving_at_signals
 
-from cspnet.cli.benchmark_report import check_bounds, describe_machine, spread, tell_report
-from cspnet.cli.flags import FlagParser, non_empty_path, run_door
-from cspnet.cli.measure_loader import (
-    BATCH_SIZE,
-    Pass,
-    Start,
-    WholeLoader,
-    decoding_alone,
-    measure_errors,
-    measure_parts,
-    measure_passes,
-    measure_streams,
-    our_stream,
-    ours,
-)
-from cspnet.cli.outputs import check_outputs
-from cspnet.data.decode import EXTENSIONS, UnreadableImageError, open_picture
-from cspnet.data.index import open_index
-from cspnet.data.loader import default_workers
-from cspnet.data.packing import Encoding, pack_split, plan_packing
-from cspnet.data.samples import SampleIndex, digest_samples, join_paths
-from cspnet.data.shards import ShardIndex, holds_shards, list_shards
-from cspnet.errors import EXIT_DONE, UserError
+with leaving_at_signals({signal.SIGINT: 130}, "benchmark_loader.py"):  # these take seconds
+    import numpy as np
+    import torch
+    from other_loaders import dali, ffcv, timm_loader, timm_transform, torchvision_reference
+
+    from cspnet.cli.benchmark_report import check_bounds, describe_machine, spread, tell_report
+    from cspnet.cli.flags import FlagParser, non_empty_path, run_door
+    from cspnet.cli.measure_loader import (
+        BATCH_SIZE,
+        Pass,
+        Start,
+        WholeLoader,
+        decoding_alone,
+        measure_errors,
+        measure_parts,
+        measure_passes,
+        measure_streams,
+        our_stream,
+        ours,
+    )
+    from cspnet.cli.outputs import check_outputs
+    from cspnet.data.decode import EXTENSIONS, UnreadableImageError, open_picture
+    from cspnet.data.index import open_index
+    from cspnet.data.loader import default_workers
+    from cspnet.data.packing import Encoding, pack_split, plan_packing
+    from cspnet.data.samples import SampleIndex, digest_samples, join_paths
+    from cspnet.data.shards import ShardIndex, holds_shards, list_shards
+    from cspnet.errors import EXIT_DONE, UserError
 
 BASE, LOOSE, LIMIT = "timm's transform", "ours, loose", "limit: decoding alone"
 PACKAGES = ("pillow", "torch", "torchvision", "timm", "simplejpeg", "nvidia-dali-cuda120", "ffcv")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections import Counter
@@ -27,18 +28,21 @@ from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cspnet.cli.flags import FlagParser, non_empty_path, run_door
-from cspnet.cli.outputs import check_outputs
-from cspnet.data.findings import KINDS, Finding, Problem
-from cspnet.data.index import find_left_out, find_split, open_index
-from cspnet.data.shards import holds_shards, list_shards
-from cspnet.data.survey import SplitSurvey, find_copies, find_small_classes, find_unseen_classes, inspect_all
-from cspnet.errors import EXIT_DONE, DataError, UserError
-from cspnet.recipe.load import field_table
-from cspnet.reporting.console import format_duration, open_bar
-from cspnet.reporting.dataset_report import dataset_lines
-from cspnet.runtime.files import write_output
-from cspnet.runtime.processes import count_cores
+from cspnet.runtime.signals import leaving_at_signals
+
+with leaving_at_signals({signal.SIGINT: 130}, "check_dataset.py"):  # these take seconds
+    from cspnet.cli.flags import FlagParser, non_empty_path, run_door
+    from cspnet.cli.outputs import check_outputs
+    from cspnet.data.findings import KINDS, Finding, Problem
+    from cspnet.data.index import find_left_out, find_split, open_index
+    from cspnet.data.shards import holds_shards, list_shards
+    from cspnet.data.survey import SplitSurvey, find_copies, find_small_classes, find_unseen_classes, inspect_all
+    from cspnet.errors import EXIT_DONE, DataError, UserError
+    from cspnet.recipe.load import field_table
+    from cspnet.reporting.console import format_duration, open_bar
+    from cspnet.reporting.dataset_report import dataset_lines
+    from cspnet.runtime.files import write_output
+    from cspnet.runtime.processes import count_cores
 
 EXIT_BROKEN = 1
 FORMATS: tuple[str, ...] = get_args(field_table()["data.format"].annotation)

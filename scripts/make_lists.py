@@ -9,16 +9,20 @@ writes DIR/train_list.txt and DIR/val_list.txt (lines of `path label`) and DIR/c
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cspnet.cli.flags import FlagParser, run_door
-from cspnet.data.index import open_index
-from cspnet.errors import EXIT_DONE, UserError
-from cspnet.runtime.files import write_atomically
-from cspnet.runtime.random import generator_at
+from cspnet.runtime.signals import leaving_at_signals
+
+with leaving_at_signals({signal.SIGINT: 130}, "make_lists.py"):  # these take seconds
+    from cspnet.cli.flags import FlagParser, run_door
+    from cspnet.data.index import open_index
+    from cspnet.errors import EXIT_DONE, UserError
+    from cspnet.runtime.files import write_atomically
+    from cspnet.runtime.random import generator_at
 
 
 def make_lists(folder: Path, val_share: float, seed: int) -> tuple[int, int]:

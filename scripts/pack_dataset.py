@@ -23,12 +23,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cspnet.cli.flags import FlagParser, non_empty_path, run_door
-from cspnet.data.index import find_split, open_index
-from cspnet.data.loader import default_workers
-from cspnet.data.packing import BadPicture, Encoding, Packing, pack_split, plan_packing
-from cspnet.errors import EXIT_DONE, DataError, UserError
-from cspnet.reporting.console import Console, open_bar
+from cspnet.runtime.signals import leaving_at_signals
+
+with leaving_at_signals({signal.SIGINT: 130}, "pack_dataset.py"):  # these take seconds
+    from cspnet.cli.flags import FlagParser, non_empty_path, run_door
+    from cspnet.data.index import find_split, open_index
+    from cspnet.data.loader import default_workers
+    from cspnet.data.packing import BadPicture, Encoding, Packing, pack_split, plan_packing
+    from cspnet.errors import EXIT_DONE, DataError, UserError
+    from cspnet.reporting.console import Console, open_bar
 
 DEFAULT_QUALITY = 90
 

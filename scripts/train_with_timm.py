@@ -11,6 +11,7 @@ CutMix, Mixup, smoothing, SGD, cosine), one process, and no checkpoints. A setti
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -19,18 +20,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
-from torch import Tensor, nn
+from cspnet.runtime.signals import leaving_at_signals
 
-from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_overrides, run_door
-from cspnet.data.index import find_split
-from cspnet.errors import EXIT_DONE, DataError, UserError
-from cspnet.models import create_model
-from cspnet.recipe.batch import settled_size
-from cspnet.recipe.load import list_differences, load_recipe
-from cspnet.recipe.schema import Recipe
-from cspnet.runtime.device import choose_amp_dtype, choose_device
-from cspnet.runtime.files import write_atomically
+with leaving_at_signals({signal.SIGINT: 130}, "train_with_timm.py"):  # these take seconds
+    import torch
+    from torch import Tensor, nn
+
+    from cspnet.cli.flags import FlagParser, add_recipe_flags, non_empty_path, read_overrides, run_door
+    from cspnet.data.index import find_split
+    from cspnet.errors import EXIT_DONE, DataError, UserError
+    from cspnet.models import create_model
+    from cspnet.recipe.batch import settled_size
+    from cspnet.recipe.load import list_differences, load_recipe
+    from cspnet.recipe.schema import Recipe
+    from cspnet.runtime.device import choose_amp_dtype, choose_device
+    from cspnet.runtime.files import write_atomically
 
 KNOWN = {
     "model.name",

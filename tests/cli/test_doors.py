@@ -182,6 +182,22 @@ def test_a_signal_within_an_import_is_not_swallowed_there(
     assert process.returncode == code
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["benchmark_loader", "benchmark_validate", "check_dataset", "make_lists", "pack_dataset", "train_with_timm"],
+)
+def test_ctrl_c_while_a_script_imports_pytorch_itself(tmp_path: Path, name: str) -> None:
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
+    variables = {"PYTHONPATH": str(tmp_path)}
+    process = start_group(f"scripts/{name}.py", "--help", variables=variables, forked=False)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    told = f"{name}.py: stopped by SIGINT; there was nothing to save\n"
+    assert process.communicate(timeout=60) == ("", told)
+    assert process.returncode == 130
+
+
 IN_A_LIBRARY = """
 import ctypes, sys
 sys.path.insert(0, ".")
