@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NoReturn
 
@@ -229,8 +230,10 @@ def main() -> None:
         draw_dataset(out, counts, args.size, args.seed, args.quality, args.workers)
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # nothing is left to stop, and the exit code stays
+            signal.signal(number, lambda *_: os._exit(1))  # whoever says it again does not want to wait
         sys.exit(f"{parser.prog}: stopped, {args.out} was not made")
+    except BrokenProcessPool:
+        parser.error("a drawing process was killed (out of memory?): use fewer --workers")
     except OSError as error:
         parser.error(f"cannot write {args.out}: {error}: name a folder that can be written")
     total = len(CLASSES) * sum(counts.values())

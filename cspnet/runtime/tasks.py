@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -26,19 +27,29 @@ P = TypeVar("P", bound=Executor)
 def closing(pool: P) -> Iterator[P]:
     """Behind the block its threads or processes are gone.
 
-    If an exception has ended it, tasks that have not begun are dropped, and processes are killed in theirs.
+    If an exception has ended it, tasks that have not begun are dropped, processes are killed in theirs, and threads,
+    which cannot be, are not waited for.
     """
     others = set(multiprocessing.active_children())
     try:
         yield pool
         pool.shutdown()
     except BaseException:
-        if isinstance(pool, ProcessPoolExecutor):
-            with held_back_signals():
-                for child in set(multiprocessing.active_children()) - others:
-                    child.kill()  # a SIGTERM could be lost in one that all processes have been sent
-        pool.shutdown(cancel_futures=True)
+        try:
+            _end(pool, others)
+        except BaseException:  # Ctrl-C once more, before the end was under way
+            _end(pool, others)
+            raise
         raise
+
+
+def _end(pool: Executor, others: Collection[BaseProcess]) -> None:
+    has_processes = isinstance(pool, ProcessPoolExecutor)
+    if has_processes:
+        with held_back_signals():
+            for child in set(multiprocessing.active_children()) - set(others):
+                child.kill()  # a SIGTERM could be lost in one that all processes have been sent
+    pool.shutdown(wait=has_processes, cancel_futures=True)
 
 
 def submit(pool: Executor, work: Callable[..., T], *args: Any) -> Future[T]:

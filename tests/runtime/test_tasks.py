@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.processes import start_group, wait_for_the_end_of
 
 
@@ -52,3 +53,35 @@ def test_ctrl_c_behind_any_lock(script: str, picture_tree: Path, shards: Path, t
     stopped = (1 if script == "draw" else 130, f"{Path(str(command[script][0])).name}: {said}\n")
     assert len(ends) > 2
     assert ends[:-1] == [stopped] * (len(ends) - 1)
+
+
+TWICE = """
+import signal, time
+from concurrent.futures import ProcessPoolExecutor
+from cspnet.runtime import tasks
+from cspnet.runtime.processes import create_context, leave_with_parent
+held_back = tasks.held_back_signals
+def hear_before(times=[1]):
+    if times.pop() if times else 0:
+        signal.raise_signal(signal.SIGINT)
+    return held_back()
+try:
+    with tasks.closing(ProcessPoolExecutor(2, create_context(), leave_with_parent)) as pool:
+        for _ in range(4):
+            tasks.submit(pool, time.sleep, 600)
+        tasks.held_back_signals = hear_before
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print("ended")
+"""
+
+
+def test_ctrl_c_twice_ends_the_processes_too(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(TWICE)
+    process = start_group(tmp_path / "x.py", variables={"PYTHONPATH": str(ROOT)}, forked=False)
+    try:
+        assert process.communicate(timeout=60) == ("ended\n", "")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    wait_for_the_end_of(process.pid)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from tests.processes import members_of, start_group, wait_for_the_end_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -58,3 +65,17 @@ def test_a_folder_in_use_stays_as_it_is(tmp_path: Path, fork_script: Run) -> Non
     done = fork_script("scripts/draw_dataset.py", tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_process_is_one_line(tmp_path: Path) -> None:
+    process = start_group("scripts/draw_dataset.py", tmp_path / "out", "--train-per-class", 100000, "--workers", 2)
+    while len(members_of(process.pid)) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(next(number for number in members_of(process.pid) if number != process.pid), signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, len(told.splitlines())) == (2, 1)
+    assert "was killed (out of memory?): use fewer --workers" in told
+    wait_for_the_end_of(process.pid)
+    assert not list(tmp_path.iterdir())
