@@ -129,7 +129,11 @@ def join_world(world: World) -> Iterator[World]:
     )
     try:
         with naming_the_missing(replace(world, roll=roll), lambda: "the start"):
-            yield replace(world, roll=roll)
+            try:
+                yield replace(world, roll=roll)
+            except Exception:
+                leave_by_force()  # from here on, no signal changes what is told
+                raise
     except Stopped as stopped:
         roll.tell_end(stopped)
         _say_goodbye(EXIT_STOPPED)
@@ -174,33 +178,32 @@ def hurry(world: World, timeout_s: float) -> World:
 
 
 @contextmanager
-def naming_the_missing(
-    world: World, place: Callable[[], str], before: Callable[[], None] = lambda: None
-) -> Iterator[None]:
-    """In this block, an exchange that fails because of another process is an error that names it.
+def naming_the_missing(world: World, place: Callable[[], str]) -> Iterator[None]:
+    """In this block, an exchange that fails because of another process is an error that names it, and so is being
+    stopped behind that: launchers stop those that are left when one has failed.
 
     Args:
         place: what this process is in, such as "step 13".
-        before: called first when that happens.
     Raises:
         LostProcessError: another process has died, has failed, or has not come in time.
         UserError: another one has ended with it.
     """
     try:
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if world.roll is None or not (isinstance(error, dist.DistError) or _BROKEN_OFF.search(str(error))):
+                raise
+            leave_by_force()
+            waited = ""
+            if _LATE.search(str(error)):
+                waited = "in time" if world.group is None else f"within {world.timeout_s:g} s (train.timeout_s)"
+            raise world.roll.explain(place(), waited) from error
     except Stopped as stopped:
-        # Launchers stop those that are left when one has failed.
         if world.roll is None or stopped.is_saved or not world.roll.has_lost_somebody():
             raise
+        leave_by_force()
         raise world.roll.explain(place(), "") from None
-    except RuntimeError as error:
-        if world.roll is None or not (isinstance(error, dist.DistError) or _BROKEN_OFF.search(str(error))):
-            raise
-        before()
-        waited = ""
-        if _LATE.search(str(error)):
-            waited = "in time" if world.group is None else f"within {world.timeout_s:g} s (train.timeout_s)"
-        raise world.roll.explain(place(), waited) from error
 
 
 def _open_store(world: World, timeout: timedelta) -> dist.Store | None:

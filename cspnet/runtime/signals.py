@@ -57,19 +57,27 @@ class StopRequest:
         self._noted_at_s = 0.0
         self.may_wait = False
         """Whether it is only noted."""
+        self._ends = False
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """In this block a signal is noted, and whoever runs it asks for it; elsewhere it raises Stopped."""
+        """In this block a signal is noted, and whoever runs it asks for it; elsewhere it raises Stopped.
+
+        Once an error or a Stopped has ended the block, a signal is too late.
+        """
         self.may_wait = True
         try:
             yield
+        except BaseException:
+            self._ends = True
+            raise
         finally:
             self.may_wait = False
 
-    def hush(self) -> None:
-        """There will be no saving: signals are noted without a word."""
-        self.speaks = False
+    @property
+    def is_too_late(self) -> bool:
+        """Whether this process ends anyway: a signal changes neither what it says about that nor its exit code."""
+        return self._ends or leaves_by_force()
 
     @property
     def is_made(self) -> bool:
@@ -84,6 +92,8 @@ class StopRequest:
                 os._exit(128 + number)
             return
         self.signal_name, self._noted_at_s = signal.Signals(number).name, now_s
+        if self.is_too_late:
+            return
         if not self.may_wait:
             said = _in_vain(signal.Signals(number))
             if _is_importing(frame):
@@ -182,7 +192,7 @@ def _watch(numbers: socket.socket, request: StopRequest) -> None:
 
 
 def _answer_for_main_thread(request: StopRequest, number: signal.Signals) -> None:
-    if request.is_made:
+    if request.is_made or request.is_too_late:
         return
     if not request.may_wait:
         if request.speaks:

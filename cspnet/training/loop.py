@@ -45,7 +45,7 @@ def fit(run: Run) -> None:
         LostProcessError: another process has died, or does not come.
     """
     try:
-        with naming_the_missing(run.world, lambda: _place(run.state.progress), before=run.stop.hush):
+        with naming_the_missing(run.world, lambda: _place(run.state.progress)):
             _fit(run)
     finally:
         if run.saver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -16,13 +17,17 @@ import pytest
 from cspnet.errors import DataError
 from cspnet.runtime import roll_call
 from cspnet.runtime.distributed import World, hurry, join_world, naming_the_missing, on_any_rank, read_world
-from cspnet.runtime.signals import Stopped, heed_stop_signals
+from cspnet.runtime.signals import Stopped, StopRequest, heed_stop_signals
+from tests.interrupted import act_at_line
 from tests.processes import free_port
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the ranks")
 
 TIMEOUT_S = 2.0
+SPREAD = 11
+"""Lines from one place of a signal to the next."""
 Act = Callable[[World], object]
+Block = Callable[[StopRequest], contextlib.AbstractContextManager[None]]
 
 
 class End(NamedTuple):
@@ -35,13 +40,13 @@ class End(NamedTuple):
     is_told: bool = False
 
 
-def take_part(rank: int, size: int, port: int, act: Act, end: Connection) -> None:
+def take_part(rank: int, size: int, port: int, act: Act, block: Block, end: Connection) -> None:
     """A rank of a run: it meets the others, acts, and meets them again."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
     try:
-        with heed_stop_signals("x.py"), join_world(read_world()) as world:
+        with heed_stop_signals("x.py") as stop, join_world(read_world()) as world:
             hurried = hurry(world, TIMEOUT_S)
-            with naming_the_missing(hurried, lambda: "step 7"):
+            with block(stop), naming_the_missing(hurried, lambda: "step 7"):
                 on_any_rank(hurried, False)
                 act(hurried)
                 on_any_rank(hurried, False)
@@ -52,12 +57,18 @@ def take_part(rank: int, size: int, port: int, act: Act, end: Connection) -> Non
     os._exit(0)
 
 
-def run_ranks(size: int, act: Act, without: Sequence[int] = ()) -> list[End]:
-    """The ends of all ranks; nobody waits for those `without` one, of which there is the process number only."""
+def not_noted(stop: StopRequest) -> contextlib.AbstractContextManager[None]:
+    """Signals act where they come."""
+    return contextlib.nullcontext()
+
+
+def run_ranks(size: int, act: Act, without: Sequence[int] = (), block: Block = not_noted) -> list[End]:
+    """The ends of all ranks, which act in a block; nobody waits for those `without` one, of which there is the process
+    number only."""
     fork, port = multiprocessing.get_context("fork"), free_port()
     pipes = [fork.Pipe(duplex=False) for _ in range(size)]
     ranks = [
-        fork.Process(target=take_part, args=(rank, size, port, act, pipes[rank][1]), daemon=True)
+        fork.Process(target=take_part, args=(rank, size, port, act, block, pipes[rank][1]), daemon=True)
         for rank in range(size)
     ]
     for rank in ranks:
@@ -168,6 +179,50 @@ def test_a_launcher_that_stops_the_others_does_not_make_it_a_stop() -> None:
     ends = run_ranks(2, act, without=[1])
     assert (ends[0].kind, ends[0].code) == ("LostProcessError", 1)
     assert ends[0].text.startswith(f"{name(1, ends[1])} died in step 7")
+
+
+def fail_first(world: World) -> None:
+    if world.rank == 0:
+        raise DataError("x")
+
+
+def stop_saved(world: World) -> None:
+    stopped = Stopped("x")
+    stopped.is_saved = True
+    raise stopped
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "code", "text"),
+    [(fail_first, "UserError", 2, "{first}: x"), (stop_saved, "Stopped", 0, "x")],
+    ids=["failed", "saved"],
+)
+def test_what_is_told_stays_wherever_a_launcher_stops_those_that_are_left(
+    act: Act, kind: str, code: int, text: str
+) -> None:
+    """All but the first get the signal while it has failed, or while all end: each some lines further on its way."""
+    heard = multiprocessing.get_context("fork").Value("i", 0)
+
+    def hear() -> None:
+        with heard.get_lock():
+            heard.value += 1
+        signal.raise_signal(signal.SIGTERM)
+
+    def act_and_hear(world: World) -> None:
+        if world.rank:
+            act_at_line(line + SPREAD * world.rank, hear)
+        act(world)
+
+    size, line = 5, 0
+    while True:
+        heard.value = 0
+        ends = run_ranks(size, act_and_hear, block=StopRequest.noted)
+        first = name(0, ends[0])
+        assert {end[1:4] for end in ends[1:]} == {(kind, text.format(first=first), code)}, line
+        if not heard.value:
+            break
+        line += SPREAD * (size - 1)
+    assert line > 100
 
 
 def test_what_is_saved_stays_a_stop() -> None:
