@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
-from cspnet.errors import EXIT_STOPPED
-from cspnet.runtime.signals import leaving_at_signals, list_heeded
+from cspnet.runtime.signals import leaving_at_signals, run_program
 
 __all__ = ["train", "validate"]
 
 
 def train() -> int:
     """train.py, and `cspnet-train` once the package is installed; the exit code."""
-    with leaving_at_signals(dict.fromkeys(list_heeded(), EXIT_STOPPED), "train.py"):
+
+    def load() -> Callable[[], int]:
         from cspnet.cli.train import main
-    return main()
+
+        return main
+
+    return run_program("train.py", load)
 
 
 def validate() -> int:

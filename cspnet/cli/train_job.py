@@ -179,6 +179,8 @@ def _run(context: _Context) -> Shortage | None:
         _say_start(run, splits, context.start, console)
         with context.stop.noted():
             shortage = note_shortage(run, lambda: fit(run))
+            if shortage is None:
+                context.stop.end()
         if shortage is None:
             if context.start.folder is not None:
                 keep_speed(context.start.folder, say_speed(run, splits), run)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from cspnet.errors import EXIT_DONE, EXIT_STOPPED, DeviceError, UserError
 from cspnet.runtime.flat import group_by_kind, join, part
-from cspnet.runtime.leaving import leave, leave_by_force
+from cspnet.runtime.leaving import farewell, leave, leave_by_force
 from cspnet.runtime.meeting import meet_anew
 from cspnet.runtime.roll_call import RollCall, open_lines
 from cspnet.runtime.signals import Stopped
@@ -128,7 +128,10 @@ def join_world(world: World) -> Iterator[World]:
         world.rank, world.size, master, lambda mine: gather_objects(world, mine), speaks=world.local_rank == 0
     )
     try:
-        with naming_the_missing(replace(world, roll=roll), lambda: "the start"):
+        with (
+            naming_the_missing(replace(world, roll=roll), lambda: "the start"),
+            farewell(lambda: roll.tell_end(Stopped("on the spot"))),
+        ):
             try:
                 yield replace(world, roll=roll)
             except Exception:

@@ -10,6 +10,7 @@ So the system writes the number of each signal to a socket as well, from which a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -17,15 +18,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import NoReturn
 
 from cspnet.errors import EXIT_STOPPED
-from cspnet.runtime.leaving import leaves_by_force
+from cspnet.runtime.leaving import leave_at_once, leaves_by_force
 
 __all__ = ["STOP_SIGNALS", "StopRequest", "Stopped", "heed_interrupts", "heed_stop_signals", "leaving_at_signals"]
-__all__ += ["list_heeded"]
+__all__ += ["list_heeded", "run_program"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
@@ -35,6 +36,9 @@ _SAME_REQUEST_S = 1.0
 
 _UNHEEDED_S = 2.0
 """A main thread that has not heeded a signal by then waits for something."""
+
+_has_begun = False
+"""Whether a door of this process has heeded the stop signals."""
 
 
 class Stopped(BaseException):
@@ -61,18 +65,20 @@ class StopRequest:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """In this block a signal is noted, and whoever runs it asks for it; elsewhere it raises Stopped.
-
-        Once an error or a Stopped has ended the block, a signal is too late.
-        """
+        """In this block a signal is noted, and whoever runs it asks for it. Elsewhere it raises Stopped; behind a block
+        that an error or a Stopped has ended it is too late."""
         self.may_wait = True
         try:
             yield
         except BaseException:
-            self._ends = True
+            self.end()
             raise
         finally:
             self.may_wait = False
+
+    def end(self) -> None:
+        """All is done, and saved: from now on a signal is too late."""
+        self._ends = True
 
     @property
     def is_too_late(self) -> bool:
@@ -97,7 +103,7 @@ class StopRequest:
         if not self.may_wait:
             said = _in_vain(signal.Signals(number))
             if _is_importing(frame):
-                _leave_import(f"{self.program}: {said}" if self.speaks else "", EXIT_STOPPED)
+                _leave_on_the_spot(f"{self.program}: {said}" if self.speaks else "", EXIT_STOPPED)
             raise Stopped(said)
         if self.speaks:
             _say(f"\n{self.signal_name}: saving behind this step, then stopping; again stops at once\n")
@@ -123,13 +129,13 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _leave_import(text: str, code: int) -> NoReturn:
+def _leave_on_the_spot(text: str, code: int) -> NoReturn:
     """End the process. What has been printed may be in the middle of being written: it is given out if that works."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     if text and os.environ.get("RANK", "0") == "0":
         _say(f"{text}\n")
-    os._exit(code)
+    leave_at_once(code)
 
 
 @contextlib.contextmanager
@@ -143,7 +149,7 @@ def heed_interrupts(program: str) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if _is_importing(frame):
-            _leave_import(f"{program}: interrupted", 130)
+            _leave_on_the_spot(f"{program}: interrupted", 130)
         signal.default_int_handler(number, frame)
 
     signal.signal(signal.SIGINT, handle)
@@ -197,7 +203,7 @@ def _answer_for_main_thread(request: StopRequest, number: signal.Signals) -> Non
     if not request.may_wait:
         if request.speaks:
             _say(f"\n{request.program}: {_in_vain(number)}\n")
-        os._exit(EXIT_STOPPED)
+        leave_at_once(EXIT_STOPPED)
     if request.speaks:
         _say("\nstopping once the other processes have come; again stops at once\n")
 
@@ -226,26 +232,56 @@ def leaving_at_signals(codes: Mapping[signal.Signals, int], program: str) -> Ite
 
 @contextlib.contextmanager
 def heed_stop_signals(program: str) -> Iterator[StopRequest]:
-    """Handle the stop signals of this process, which runs `program`; behind the block whoever handled them before does.
-
-    Behind a Stopped the process is about to end, with everything saved, and where it leaves by force it is about to say
-    why: a launcher that stops it then, because another one has ended already, must not change its exit code. Ctrl-C
-    ends it at once, behind a Stopped with the same exit code, too.
-    """
+    """Handle the stop signals of this process, which runs `program`; behind the block, whoever did before does."""
+    global _has_begun
     request = StopRequest(program)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     before = {number: signal.signal(number, request.handle) for number in list_heeded()}
+    _has_begun = True
     try:
         with _watched(request):
             yield request
-    except BaseException as error:
-        if not (isinstance(error, Stopped) or leaves_by_force()):
-            raise
-        code = EXIT_STOPPED if isinstance(error, Stopped) else 128 + signal.SIGINT
-        before = dict.fromkeys(before, signal.SIG_IGN) | {signal.SIGINT: lambda number, frame: os._exit(code)}
-        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def run_program(program: str, load: Callable[[], Callable[[], int]]) -> int:
+    """A program whose door heeds the stop signals, from the first import on; the exit code to end the process with.
+
+    Until the door heeds them, a signal ends the program on the spot, as nothing is lost. Once it no longer does, a
+    signal is too late: the program says how it ends, and ends with its own exit code, only sooner. Launchers stop those
+    that are left when the first one has ended.
+
+    Args:
+        load: imports the door, which is what it returns.
+    """
+    global _has_begun
+    _has_begun = False
+    code: int | None = None
+    is_asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal is_asked
+        if code is not None:
+            os._exit(code)
+        if not _has_begun:
+            _leave_on_the_spot(f"{program}: {_in_vain(signal.Signals(number))}", EXIT_STOPPED)
+        is_asked = True
+
+    def ignore() -> None:
+        for number in heeded:
+            signal.signal(number, signal.SIG_IGN)
+
+    heeded = list_heeded()
+    for number in heeded:
+        signal.signal(number, handle)
+    # Called last, as nothing else has been imported yet. Behind that Python gives up its handlers, and takes half a
+    # second to end.
+    atexit.register(ignore)
+    code = load()()
+    if is_asked:
+        os._exit(code)
+    return code

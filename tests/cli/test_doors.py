@@ -24,7 +24,10 @@ sys.path.insert(0, ".")
 from cspnet.cli.flags import run_door
 def work():
     raise KeyboardInterrupt
-atexit.register(time.sleep, 600)
+def hold():
+    for _ in range(6000):
+        time.sleep(0.1)  # one long sleep would not notice a signal of just before
+atexit.register(hold)
 sys.exit(run_door("x.py", work))
 """
 
@@ -69,28 +72,70 @@ def test_what_holds_up_the_end_after_ctrl_c_is_not_waited_for(
     assert process.returncode == code
 
 
-STOPPED = """
-import atexit, sys, time
+ENDS = """
+import atexit, signal, sys, time
 sys.path.insert(0, ".")
 from cspnet.cli.flags import run_door
-from cspnet.runtime.signals import Stopped, heed_stop_signals
+from cspnet.errors import UserError
+from cspnet.runtime.signals import Stopped, heed_stop_signals, run_program
+from tests.interrupted import act_at_line
+
+how, number, line, held_s = sys.argv[1], *map(int, sys.argv[2:])
+
 def work():
-    with heed_stop_signals("x.py"):
-        raise Stopped("saved")
-atexit.register(time.sleep, 600)
-sys.exit(run_door("x.py", work))
+    with heed_stop_signals("x.py") as stop, stop.noted():
+        stop.speaks = False
+        if line:
+            act_at_line(line, lambda: print("heard", flush=True) or signal.raise_signal(number))
+        if how == "stopped":
+            raise Stopped("saved")
+        if how == "failed":
+            raise UserError("no such thing")
+        stop.end()
+    return 0
+
+def hold():
+    for _ in range(10 * held_s):
+        time.sleep(0.1)
+
+atexit.register(hold)
+code = run_program("x.py", lambda: lambda: run_door("x.py", work))
+print("ending", flush=True)
+sys.exit(code)
 """
+HOW_IT_ENDS = [("stopped", 75, "x.py: saved\n"), ("failed", 2, "x.py: error: no such thing\n"), ("done", 0, "")]
 
 
-def test_ctrl_c_while_a_stopped_run_ends_keeps_its_exit_code(tmp_path: Path) -> None:
-    (tmp_path / "x.py").write_text(STOPPED)
-    process = start_group(tmp_path / "x.py", forked=False)
-    assert process.stderr is not None
-    assert process.stderr.readline() == "x.py: saved\n"
-    process.send_signal(signal.SIGTERM)  # a launcher's
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize(("how", "code", "said"), HOW_IT_ENDS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_wherever_a_run_ends_changes_nothing(
+    tmp_path: Path, number: signal.Signals, how: str, code: int, said: str
+) -> None:
+    (tmp_path / "x.py").write_text(ENDS)
+    heard, line = 1, 1
+    while heard:
+        some = [start_group(tmp_path / "x.py", how, int(number), line + 4 * i, 0) for i in range(4)]
+        heard = 0
+        for process in some:
+            output, told = process.communicate(timeout=60)
+            assert (process.returncode, told) == (code, said), line
+            heard += "heard" in output
+        line += 16
+    assert line > 32
+
+
+@pytest.mark.parametrize(("how", "code", "said"), HOW_IT_ENDS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_that_is_slow_to_end_with_its_exit_code(
+    tmp_path: Path, number: signal.Signals, how: str, code: int, said: str
+) -> None:
+    (tmp_path / "x.py").write_text(ENDS)
+    process = start_group(tmp_path / "x.py", how, int(number), 0, 600, forked=False)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ending\n"
+    process.send_signal(number)
     _, told = process.communicate(timeout=60)
-    assert (process.returncode, told) == (75, "")
+    assert (process.returncode, told) == (code, said)
 
 
 STUCK = """
@@ -116,10 +161,11 @@ def test_what_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
 IMPORTS = """
 import signal, sys, time
 sys.path.insert(0, ".")
-from cspnet.runtime.signals import leaving_at_signals, list_heeded
-with leaving_at_signals(dict.fromkeys(list_heeded(), 75), "x.py"):
+from cspnet.runtime.signals import run_program
+def load():
     print("importing", flush=True)
     time.sleep(600)
+run_program("x.py", load)
 """
 
 
@@ -261,9 +307,14 @@ def test_an_installed_command_is_its_door(command: str, door: str, capsys: pytes
     assert entry
     start = getattr(importlib.import_module(entry[1]), entry[2])
     assert f"import {entry[2]}\n" in (ROOT / door).read_text()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [command, "--no-such-flag"])
-        assert start() == 2
+    handlers = {number: signal.getsignal(number) for number in list_heeded()}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [command, "--no-such-flag"])
+            assert start() == 2
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     assert capsys.readouterr().err.startswith(f"{door}: error: ")
 
 

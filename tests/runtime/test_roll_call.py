@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import pytest
 
-from cspnet.errors import DataError
+from cspnet.errors import EXIT_STOPPED, DataError
 from cspnet.runtime import roll_call
 from cspnet.runtime.distributed import World, hurry, join_world, naming_the_missing, on_any_rank, read_world
+from cspnet.runtime.leaving import leave_at_once
 from cspnet.runtime.signals import Stopped, StopRequest, heed_stop_signals
 from tests.interrupted import act_at_line
 from tests.processes import free_port
@@ -43,6 +44,7 @@ class End(NamedTuple):
 def take_part(rank: int, size: int, port: int, act: Act, block: Block, end: Connection) -> None:
     """A rank of a run: it meets the others, acts, and meets them again."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # behind the block it is too late, as run_program has it
     try:
         with heed_stop_signals("x.py") as stop, join_world(read_world()) as world:
             hurried = hurry(world, TIMEOUT_S)
@@ -239,6 +241,17 @@ def test_what_is_saved_stays_a_stop() -> None:
         raise stopped
 
     assert run_ranks(2, act, without=[1])[0][1:3] == ("Stopped", "saved")
+
+
+def test_one_that_leaves_at_once_is_not_taken_for_dead() -> None:
+    """As one does that is stopped in an import, or while it waits in a library, before anything is done."""
+
+    def act(world: World) -> None:
+        if world.rank == 1:
+            leave_at_once(EXIT_STOPPED)
+
+    for end in run_ranks(3, act, without=[1])[::2]:
+        assert end[1:3] == ("Stopped", "stopped by a signal to another process; there was nothing to save")
 
 
 def test_a_signal_to_one_stops_all() -> None:
