@@ -83,6 +83,7 @@ from tests.interrupted import act_at_line
 how, number, line, held_s = sys.argv[1], *map(int, sys.argv[2:])
 
 def work():
+    atexit.register(hold)
     with heed_stop_signals("x.py") as stop, stop.noted():
         stop.speaks = False
         if line:
@@ -98,7 +99,6 @@ def hold():
     for _ in range(10 * held_s):
         time.sleep(0.1)
 
-atexit.register(hold)
 code = run_program("x.py", lambda: lambda: run_door("x.py", work))
 print("ending", flush=True)
 sys.exit(code)

@@ -312,8 +312,8 @@ def broken(state, network, batches, *, loss_fn, **others):
     bad = state.progress.step == 3 and os.environ["RANK"] == "1"
     return real(state, network, batches, loss_fn=lambda *v: (math.nan if bad else 1.0) * loss_fn(*v), **others)
 loop.train_step = broken
-from cspnet.cli.train import main
-sys.exit(main(sys.argv[1:]))
+from cspnet.cli.start import train
+sys.exit(train())
 """
 
 

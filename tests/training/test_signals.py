@@ -144,8 +144,8 @@ def step(state, *values, **others):
         os.kill(os.getpid(), signal.SIGTERM)
     return real(state, *values, **others)
 loop.train_step = step
-from cspnet.cli.train import main
-sys.exit(main(sys.argv[1:]))
+from cspnet.cli.start import train
+sys.exit(train())
 """
 
 
