@@ -146,6 +146,7 @@ def _run(context: _Context) -> Shortage | None:
     if context.checkpoint is not None and state.progress.is_over(count_steps(context.recipe, loader)):
         console.say(f"{context.start.checkpoint_file}: the run is finished: {state.progress.step:,} steps are done")
         if not job.test_only:
+            context.stop.end()
             return None
     if job.writes:
         what = (job.recipe_file, context.recipe, context.start)
@@ -175,7 +176,9 @@ def _run(context: _Context) -> Shortage | None:
     )
     try:
         if job.test_only:
-            return note_shortage(run, lambda: _test_only(context, run), trains=False)
+            if (shortage := note_shortage(run, lambda: _test_only(context, run), trains=False)) is None:
+                context.stop.end()
+            return shortage
         _say_start(run, splits, context.start, console)
         with context.stop.noted():
             shortage = note_shortage(run, lambda: fit(run))

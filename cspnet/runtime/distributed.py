@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from cspnet.errors import EXIT_DONE, EXIT_STOPPED, DeviceError, UserError
+from cspnet.errors import EXIT_DONE, EXIT_STOPPED, DeviceError, LostProcessError, UserError
 from cspnet.runtime.flat import group_by_kind, join, part
 from cspnet.runtime.leaving import farewell, leave, leave_by_force
 from cspnet.runtime.meeting import meet_anew
@@ -124,9 +124,14 @@ def join_world(world: World) -> Iterator[World]:
             dist.destroy_process_group()
         return
     master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    roll = open_lines(
-        world.rank, world.size, master, lambda mine: gather_objects(world, mine), speaks=world.local_rank == 0
-    )
+    try:
+        roll = open_lines(
+            world.rank, world.size, master, lambda mine: gather_objects(world, mine), speaks=world.local_rank == 0
+        )
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or _BROKEN_OFF.search(str(error))):
+            raise
+        raise LostProcessError("another process has ended while the processes met; what it said tells why") from error
     try:
         with (
             naming_the_missing(replace(world, roll=roll), lambda: "the start"),

@@ -112,7 +112,7 @@ class RollCall:
 
     def _tell(self, word: Mapping[str, Any]) -> None:
         said = json.dumps({**word, "text": word["text"][:4000]}).encode() + b"\n"
-        for line in self._lines.values():
+        for line in list(self._lines.values()):  # who leaves at once may do so in another thread
             with contextlib.suppress(OSError):  # nobody is there
                 line.send(said)
 

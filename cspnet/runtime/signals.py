@@ -50,6 +50,26 @@ class Stopped(BaseException):
     is_saved = False
 
 
+class _Requests:
+    """Signals, of which those that follow one closely are the same request, and one that comes later insists on it."""
+
+    def __init__(self) -> None:
+        self._first_s = 0.0
+        self._was_late: bool | None = None
+
+    def insist(self, *, too_late: bool = False) -> bool:
+        """Called for each signal: whether the process should end where it stands.
+
+        The first one that comes too late insists on nothing: an end that is under way, perhaps because of one from
+        before, is given its time.
+        """
+        now_s = time.monotonic()
+        if self._was_late is None or too_late > self._was_late:
+            self._first_s, self._was_late = now_s, too_late
+            return False
+        return now_s - self._first_s > _SAME_REQUEST_S
+
+
 class StopRequest:
     """Whether this process, which runs `program`, has been asked to stop."""
 
@@ -58,7 +78,7 @@ class StopRequest:
         self.signal_name = ""
         self.speaks = True
         """Whether this process answers a signal; of several, one should."""
-        self._noted_at_s = 0.0
+        self._requests = _Requests()
         self.may_wait = False
         """Whether it is only noted."""
         self._ends = False
@@ -92,12 +112,11 @@ class StopRequest:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        now_s = time.monotonic()
+        if self._requests.insist(too_late=self.is_too_late):
+            os._exit(128 + number)
         if self.is_made:
-            if now_s - self._noted_at_s > _SAME_REQUEST_S:
-                os._exit(128 + number)
             return
-        self.signal_name, self._noted_at_s = signal.Signals(number).name, now_s
+        self.signal_name = signal.Signals(number).name
         if self.is_too_late:
             return
         if not self.may_wait:
@@ -176,7 +195,7 @@ def _watched(request: StopRequest) -> Iterator[None]:
 
 def _watch(numbers: socket.socket, request: StopRequest) -> None:
     first: signal.Signals | None = None
-    first_s = 0.0
+    requests = _Requests()
     with numbers:
         while True:
             try:
@@ -190,11 +209,11 @@ def _watch(numbers: socket.socket, request: StopRequest) -> None:
                 return
             if said[0] not in STOP_SIGNALS:
                 continue
-            if first is None:
-                first, first_s = signal.Signals(said[0]), time.monotonic()
-                numbers.settimeout(_UNHEEDED_S)
-            elif time.monotonic() - first_s > _SAME_REQUEST_S:
+            if requests.insist(too_late=request.is_too_late):
                 os._exit(128 + said[0])
+            if first is None:
+                first = signal.Signals(said[0])
+                numbers.settimeout(_UNHEEDED_S)
 
 
 def _answer_for_main_thread(request: StopRequest, number: signal.Signals) -> None:
@@ -253,7 +272,8 @@ def run_program(program: str, load: Callable[[], Callable[[], int]]) -> int:
 
     Until the door heeds them, a signal ends the program on the spot, as nothing is lost. Once it no longer does, a
     signal is too late: the program says how it ends, and ends with its own exit code, only sooner. Launchers stop those
-    that are left when the first one has ended.
+    that are left when the first one has ended. A second signal ends it where it stands, as ever, and so does Ctrl-C in
+    Python's own last moments.
 
     Args:
         load: imports the door, which is what it returns.
@@ -261,25 +281,27 @@ def run_program(program: str, load: Callable[[], Callable[[], int]]) -> int:
     global _has_begun
     _has_begun = False
     code: int | None = None
-    is_asked = False
+    is_asked, requests = False, _Requests()
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal is_asked
         if code is not None:
             os._exit(code)
+        if requests.insist():
+            os._exit(128 + number)
         if not _has_begun:
             _leave_on_the_spot(f"{program}: {_in_vain(signal.Signals(number))}", EXIT_STOPPED)
         is_asked = True
 
     def ignore() -> None:
         for number in heeded:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
     heeded = list_heeded()
     for number in heeded:
         signal.signal(number, handle)
     # Called last, as nothing else has been imported yet. Behind that Python gives up its handlers, and takes half a
-    # second to end.
+    # second to end. Should a library hang there, Ctrl-C ends it.
     atexit.register(ignore)
     code = load()()
     if is_asked:

@@ -10,14 +10,15 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from cspnet.errors import EXIT_STOPPED, DataError
-from cspnet.runtime import roll_call
+from cspnet.runtime import distributed, roll_call
 from cspnet.runtime.distributed import World, hurry, join_world, naming_the_missing, on_any_rank, read_world
 from cspnet.runtime.leaving import leave_at_once
+from cspnet.runtime.roll_call import RollCall, open_lines
 from cspnet.runtime.signals import Stopped, StopRequest, heed_stop_signals
 from tests.interrupted import act_at_line
 from tests.processes import free_port
@@ -241,6 +242,21 @@ def test_what_is_saved_stays_a_stop() -> None:
         raise stopped
 
     assert run_ranks(2, act, without=[1])[0][1:3] == ("Stopped", "saved")
+
+
+def test_one_that_ends_while_they_meet_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_lines_unless_second(rank: int, *others: Any, **more: Any) -> RollCall:
+        if rank == 1:
+            os._exit(EXIT_STOPPED)
+        return open_lines(rank, *others, **more)
+
+    monkeypatch.setattr(distributed, "open_lines", open_lines_unless_second)
+    ends = run_ranks(2, lambda world: None, without=[1])
+    assert ends[0][1:4] == (
+        "LostProcessError",
+        "another process has ended while the processes met; what it said tells why",
+        1,
+    )
 
 
 def test_one_that_leaves_at_once_is_not_taken_for_dead() -> None:
