@@ -129,7 +129,7 @@ def join_world(world: World) -> Iterator[World]:
             world.rank, world.size, master, lambda mine: gather_objects(world, mine), speaks=world.local_rank == 0
         )
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or _BROKEN_OFF.search(str(error))):
+        if not _is_broken_off(error):
             raise
         raise LostProcessError("another process has ended while the processes met; what it said tells why") from error
     try:
@@ -200,7 +200,7 @@ def naming_the_missing(world: World, place: Callable[[], str]) -> Iterator[None]
         try:
             yield
         except RuntimeError as error:
-            if world.roll is None or not (isinstance(error, dist.DistError) or _BROKEN_OFF.search(str(error))):
+            if world.roll is None or not _is_broken_off(error):
                 raise
             leave_by_force()
             waited = ""
@@ -212,6 +212,11 @@ def naming_the_missing(world: World, place: Callable[[], str]) -> Iterator[None]
             raise
         leave_by_force()
         raise world.roll.explain(place(), "") from None
+
+
+def _is_broken_off(error: RuntimeError) -> bool:
+    """Whether an exchange has failed by what another process did, or did not."""
+    return isinstance(error, dist.DistError) or bool(_BROKEN_OFF.search(str(error)))
 
 
 def _open_store(world: World, timeout: timedelta) -> dist.Store | None:
