@@ -2,7 +2,8 @@
 terminal that goes away, unless nohup has had it ignored.
 
 The first one is noted, and the run stops at the next place where nothing is lost: behind a step, or between two batches
-of a validation. A second one ends the process where it stands. Before there is anything to lose, one is enough.
+of a validation. A second one ends the process where it stands. Before there is anything to lose, one is enough; behind
+the end of the work it is too late, and one more is needed.
 
 Python's handlers run between two steps of the main thread, and none while that waits in a library for another process.
 So the system writes the number of each signal to a socket as well, from which a thread reads it.
